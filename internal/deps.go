@@ -1,0 +1,33 @@
+// Package internal pins the modules chosen in docs/design.md until each is used.
+package internal
+
+import (
+	_ "github.com/fxamacker/cbor/v2"
+	_ "github.com/google/go-attestation/attest"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/go-eventlog/tcg"
+	_ "github.com/google/go-tpm/tpm2"
+	_ "github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	_ "github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+	_ "github.com/hashicorp/go-hclog"
+	_ "github.com/hashicorp/hcl"
+	_ "github.com/in-toto/attestation/go/v1"
+	_ "github.com/in-toto/in-toto-golang/in_toto"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/secure-systems-lab/go-securesystemslib/dsse"
+	_ "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
+	_ "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	_ "github.com/spiffe/go-spiffe/v2/spiffeid"
+	_ "github.com/spiffe/go-spiffe/v2/workloadapi"
+	_ "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	_ "github.com/spiffe/spire-plugin-sdk/pluginmain"
+	_ "github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/time/rate"
+	_ "google.golang.org/grpc/test/bufconn"
+	_ "modernc.org/sqlite"
+)
