@@ -1,0 +1,68 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestReport(t *testing.T) {
+	base := errors.New("no such socket")
+	for _, c := range []struct {
+		name string
+		err  error
+		code int
+		out  string
+	}{
+		{"nil", nil, ExitOK, ""},
+		{"plain", base, ExitInternal, "p: no such socket\n"},
+		{"hint keeps internal", Hint(base, "start the agent"), ExitInternal, "p: no such socket\nhint: start the agent\n"},
+		{"hint keeps code", Hint(Fail(ExitPolicy, base, ""), "do"), ExitPolicy, "p: no such socket\nhint: do\n"},
+		{"wrapped", fmt.Errorf("ask: %w", Fail(ExitCrypto, base, "why")), ExitCrypto, "p: ask: no such socket\nhint: why\n"},
+		{"inner hint", Fail(ExitPolicy, Hint(base, "inner"), ""), ExitPolicy, "p: no such socket\nhint: inner\n"},
+		{"usage", Usage("see --help", "bad %s", "flag"), ExitUsage, "p: bad flag\nhint: see --help\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var b bytes.Buffer
+			if code := Report(&b, "p", c.err); code != c.code || b.String() != c.out {
+				t.Errorf("code %d out %q, want %d %q", code, b.String(), c.code, c.out)
+			}
+		})
+	}
+}
+
+func TestWriteFileLeavesNothingBehindOnFailure(t *testing.T) {
+	dir := t.TempDir()
+	// A directory in the way makes the rename fail after the data was written.
+	path := filepath.Join(dir, "out")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(path, []byte("x"), 0o600); err == nil {
+		t.Fatal("wrote over a directory")
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil || len(names) != 1 {
+		t.Fatalf("left %v behind (%v)", names, err)
+	}
+}
+
+func TestWriteFileReplaces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	for _, s := range []string{"one", "two"} {
+		if err := WriteFile(path, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil || string(b) != s {
+			t.Fatalf("%q, %v", b, err)
+		}
+	}
+	fi, err := os.Stat(path)
+	if err != nil || fi.Mode().Perm() != 0o600 {
+		t.Fatalf("%v %v", fi.Mode(), err)
+	}
+}
