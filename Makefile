@@ -1,0 +1,51 @@
+# rootlink: two commands do all the set-up on a fresh machine.
+#
+#   make demo   the whole chain on a software TPM, then what it refuses
+#   make test   everything: unit, race, fuzz seeds, end to end on swtpm
+#
+# The rest: build, lint, bench, proto, clean.
+
+GO       ?= go
+BIN      := bin
+BINARIES := $(BIN)/rootlink-server $(BIN)/rootlink-agent $(BIN)/rootlink \
+            $(BIN)/rootlink-tpmnode $(BIN)/rootlink-workloadattestor
+LDFLAGS  := -s -w
+
+.PHONY: all demo test lint bench build proto setup clean $(BINARIES)
+
+all: build
+
+build: $(BINARIES)
+
+$(BIN)/rootlink-server:           PKG := ./cmd/server
+$(BIN)/rootlink-agent:            PKG := ./cmd/agent
+$(BIN)/rootlink:                  PKG := ./cmd/rootlink
+$(BIN)/rootlink-tpmnode:          PKG := ./plugins/tpmnode
+$(BIN)/rootlink-workloadattestor: PKG := ./plugins/workloadattestor
+
+$(BINARIES):
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ $(PKG)
+
+setup:
+	@scripts/setup
+
+demo: setup build
+	@examples/demo
+
+# The race detector needs cgo; the linker and the timeouts are sized for two cores.
+test: setup build
+	ROOTLINK_BIN=$(CURDIR)/$(BIN) $(GO) test -race -timeout 20m ./...
+
+lint:
+	@scripts/lint
+
+bench: setup build
+	@ROOTLINK_BIN=$(CURDIR)/$(BIN) scripts/bench
+
+# Only after a change of a .proto file; needs protoc.
+proto:
+	@scripts/proto
+
+clean:
+	rm -rf $(BIN)

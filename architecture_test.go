@@ -1,0 +1,88 @@
+package rootlink_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The import rules keep the chain sound: what verifies must not depend on what
+// collects, and the pure packages must stay usable by an offline verifier.
+
+const module = "github.com/rootlink/rootlink"
+
+type goPackage struct {
+	ImportPath   string
+	Imports      []string
+	Deps         []string
+	GoFiles      []string
+}
+
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps,GoFiles", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+func TestImportRules(t *testing.T) {
+	packages := listPackages(t)
+	seen := map[string]bool{}
+	for _, p := range packages {
+		path := strings.TrimPrefix(p.ImportPath, module+"/")
+		seen[path] = true
+		direct := func(banned ...string) {
+			for _, imp := range p.Imports {
+				if slices.Contains(banned, imp) {
+					t.Errorf("%s imports %s", path, imp)
+				}
+			}
+		}
+		transitive := func(prefix, why string) {
+			for _, dep := range p.Deps {
+				if dep == prefix || strings.HasPrefix(dep, prefix+"/") {
+					t.Errorf("%s reaches %s: %s", path, dep, why)
+				}
+			}
+		}
+		switch {
+		case strings.HasPrefix(path, "pkg/"):
+			direct("os", "os/exec", "net", "net/http", "log", "log/slog", "syscall")
+			transitive(module+"/internal", "pkg is pure and public")
+			transitive(module+"/plugins", "pkg is pure and public")
+			transitive("google.golang.org/grpc", "pkg is pure and public")
+		case path == "internal/server" || strings.HasPrefix(path, "internal/server/") || path == "cmd/server":
+			transitive(module+"/internal/tpm", "the server trusts evidence, not a device")
+		case path == "internal/agent" || strings.HasPrefix(path, "internal/agent/") || path == "cmd/agent":
+			transitive(module+"/internal/store", "the agent keeps no server state")
+			transitive(module+"/internal/policy", "the agent judges nobody")
+		}
+		for _, testOnly := range []string{"internal/forge", "internal/swtpmtest"} {
+			if path != testOnly && !strings.HasPrefix(path, testOnly+"/") && len(p.GoFiles) > 0 {
+				transitive(module+"/"+testOnly, "it makes false evidence and false TPMs, for tests alone")
+			}
+		}
+	}
+	// A rule about a package that was renamed away would hold for ever.
+	for _, must := range []string{"pkg/attest", "pkg/svid", "pkg/link", "internal/server", "internal/agent", "internal/tpm", "internal/store", "internal/policy", "internal/forge", "internal/swtpmtest"} {
+		if !seen[must] {
+			t.Errorf("%s does not exist, and the import rules name it", must)
+		}
+	}
+}
