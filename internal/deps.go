@@ -9,7 +9,6 @@ import (
 	_ "github.com/google/go-tpm/tpm2"
 	_ "github.com/google/go-tpm/tpm2/transport/linuxtpm"
 	_ "github.com/google/go-tpm/tpm2/transport/linuxudstpm"
-	_ "github.com/hashicorp/go-hclog"
 	_ "github.com/hashicorp/hcl"
 	_ "github.com/in-toto/attestation/go/v1"
 	_ "github.com/in-toto/in-toto-golang/in_toto"
@@ -24,10 +23,8 @@ import (
 	_ "github.com/spiffe/go-spiffe/v2/workloadapi"
 	_ "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	_ "github.com/spiffe/spire-plugin-sdk/pluginmain"
-	_ "github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	_ "golang.org/x/sync/errgroup"
 	_ "golang.org/x/sys/unix"
 	_ "golang.org/x/time/rate"
-	_ "google.golang.org/grpc/test/bufconn"
 	_ "modernc.org/sqlite"
 )
