@@ -17,7 +17,6 @@ import (
 	_ "github.com/secure-systems-lab/go-securesystemslib/dsse"
 	_ "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	_ "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
-	_ "github.com/spf13/cobra"
 	_ "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	_ "github.com/spiffe/go-spiffe/v2/spiffeid"
 	_ "github.com/spiffe/go-spiffe/v2/workloadapi"

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"strings"
+	"syscall"
 )
 
 // Exit codes that scripts may rely on.
@@ -33,6 +36,12 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
+
+// Status ends a command with a code and no words: for `run`, whose child has
+// said everything there is to say.
+type Status int
+
+func (s Status) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // Usage is an error of the person who typed the command.
 func Usage(hint, format string, args ...any) error {
@@ -61,32 +70,58 @@ func ExitCode(err error) int {
 	if err == nil {
 		return ExitOK
 	}
-	var e *Error
-	if errors.As(err, &e) {
+	if s, ok := errors.AsType[Status](err); ok {
+		return int(s)
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
 	}
 	return ExitInternal
 }
 
-// Report prints "prog: what happened" and "hint: what to do" to w and returns
-// the exit code. It prints nothing for nil.
-func Report(w io.Writer, prog string, err error) int {
-	if err == nil {
-		return ExitOK
-	}
-	fmt.Fprintf(w, "%s: %v\n", prog, err)
+// HintOf returns the outermost hint in err's tree, else the general advice for
+// the few system errors whose remedy is always the same, else "".
+func HintOf(err error) string {
 	for next := err; next != nil; {
-		var e *Error
-		if !errors.As(next, &e) {
+		e, ok := errors.AsType[*Error](next)
+		if !ok {
 			break
 		}
 		if e.Hint != "" {
-			fmt.Fprintf(w, "hint: %s\n", e.Hint)
-			break
+			return e.Hint
 		}
 		next = e.Err
 	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "the disk is full: free some space and run the command again; no partial file was left"
+	case errors.Is(err, syscall.EROFS):
+		return "that file system is read-only: choose another place"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "too many open files: raise the limit (ulimit -n)"
+	case errors.Is(err, fs.ErrPermission):
+		return "run it as the owner of that file, or as root"
+	case errors.Is(err, fs.ErrNotExist):
+		return "check the path for a typing error"
+	}
+	return ""
+}
+
+// Report prints "error: what happened" and "hint: what to do" to w and returns
+// the exit code. It prints nothing for nil or a Status. Further lines are
+// indented so that both words are found at line starts only.
+func Report(w io.Writer, err error) int {
+	if _, quiet := errors.AsType[Status](err); err != nil && !quiet {
+		fmt.Fprintf(w, "error: %s\n", indent(err.Error()))
+		if h := HintOf(err); h != "" {
+			fmt.Fprintf(w, "hint: %s\n", indent(h))
+		}
+	}
 	return ExitCode(err)
+}
+
+func indent(s string) string {
+	return strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n  ")
 }
 
 // Output is the value of --output; it implements pflag.Value.

@@ -18,16 +18,16 @@ func TestReport(t *testing.T) {
 		out  string
 	}{
 		{"nil", nil, ExitOK, ""},
-		{"plain", base, ExitInternal, "p: no such socket\n"},
-		{"hint keeps internal", Hint(base, "start the agent"), ExitInternal, "p: no such socket\nhint: start the agent\n"},
-		{"hint keeps code", Hint(Fail(ExitPolicy, base, ""), "do"), ExitPolicy, "p: no such socket\nhint: do\n"},
-		{"wrapped", fmt.Errorf("ask: %w", Fail(ExitCrypto, base, "why")), ExitCrypto, "p: ask: no such socket\nhint: why\n"},
-		{"inner hint", Fail(ExitPolicy, Hint(base, "inner"), ""), ExitPolicy, "p: no such socket\nhint: inner\n"},
-		{"usage", Usage("see --help", "bad %s", "flag"), ExitUsage, "p: bad flag\nhint: see --help\n"},
+		{"plain", base, ExitInternal, "error: no such socket\n"},
+		{"hint keeps internal", Hint(base, "start the agent"), ExitInternal, "error: no such socket\nhint: start the agent\n"},
+		{"hint keeps code", Hint(Fail(ExitPolicy, base, ""), "do"), ExitPolicy, "error: no such socket\nhint: do\n"},
+		{"wrapped", fmt.Errorf("ask: %w", Fail(ExitCrypto, base, "why")), ExitCrypto, "error: ask: no such socket\nhint: why\n"},
+		{"inner hint", Fail(ExitPolicy, Hint(base, "inner"), ""), ExitPolicy, "error: no such socket\nhint: inner\n"},
+		{"usage", Usage("see --help", "bad %s", "flag"), ExitUsage, "error: bad flag\nhint: see --help\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var b bytes.Buffer
-			if code := Report(&b, "p", c.err); code != c.code || b.String() != c.out {
+			if code := Report(&b, c.err); code != c.code || b.String() != c.out {
 				t.Errorf("code %d out %q, want %d %q", code, b.String(), c.code, c.out)
 			}
 		})
