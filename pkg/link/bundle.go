@@ -1,0 +1,160 @@
+package link
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	bundlev1 "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
+	commonv1 "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	dssev1 "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// BundleMediaType is that of a Sigstore bundle v0.3.
+const BundleMediaType = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+// Bundle is a Sigstore bundle with a DSSE envelope, one signature and the
+// signer's leaf certificate. It is a claim: only its form has been checked.
+type Bundle struct {
+	payload   []byte
+	signature []byte
+	leaf      *x509.Certificate
+}
+
+// ErrSignerMismatch: the certificate or its evidence is not for this key and
+// statement, so the signature would never verify.
+var ErrSignerMismatch = errors.New("certificate does not belong to this key and statement")
+
+// Sign signs p with key, whose certificate is leaf. The leaf must carry
+// evidence that commits to exactly this key's statement.
+func (p *Prepared) Sign(key crypto.Signer, leaf *x509.Certificate) (*Bundle, error) {
+	e, err := attest.FromCertificate(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSignerMismatch, err)
+	}
+	if e.Payload != p.digest {
+		return nil, fmt.Errorf("%w: its evidence commits to another statement", ErrSignerMismatch)
+	}
+	return p.SignWithoutEvidence(key, leaf)
+}
+
+// SignWithoutEvidence is Sign for SVIDs of servers that know no evidence. The
+// verifier refuses such a bundle unless trust.json says otherwise.
+func (p *Prepared) SignWithoutEvidence(key crypto.Signer, leaf *x509.Certificate) (*Bundle, error) {
+	pub, ok := key.Public().(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("%w: only ECDSA P-256 keys sign links", ErrSignerMismatch)
+	}
+	if !pub.Equal(leaf.PublicKey) {
+		return nil, fmt.Errorf("%w: it holds another key", ErrSignerMismatch)
+	}
+	// The digest of the DSSE pre-authentication encoding is also what ECDSA signs.
+	sig, err := key.Sign(rand.Reader, p.digest[:], crypto.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("signing: %w", err)
+	}
+	if !ecdsa.VerifyASN1(pub, p.digest[:], sig) {
+		return nil, fmt.Errorf("%w: the signer returned a bad signature", ErrCrypto)
+	}
+	return &Bundle{payload: p.payload, signature: sig, leaf: leaf}, nil
+}
+
+// Marshal encodes b as JSON: the same bytes every time.
+func (b *Bundle) Marshal() ([]byte, error) {
+	raw, err := protojson.Marshal(&bundlev1.Bundle{
+		MediaType: BundleMediaType,
+		VerificationMaterial: &bundlev1.VerificationMaterial{
+			Content: &bundlev1.VerificationMaterial_Certificate{
+				Certificate: &commonv1.X509Certificate{RawBytes: b.leaf.Raw},
+			},
+		},
+		Content: &bundlev1.Bundle_DsseEnvelope{DsseEnvelope: &dssev1.Envelope{
+			Payload: b.payload, PayloadType: PayloadType,
+			Signatures: []*dssev1.Signature{{Sig: b.signature}},
+		}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	// protojson varies its white space on purpose.
+	var out bytes.Buffer
+	if err := json.Compact(&out, raw); err != nil {
+		return nil, err
+	}
+	if out.Len() > MaxBundle {
+		return nil, malformed("bundle of %d bytes, at most %d allowed", out.Len(), MaxBundle)
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
+}
+
+// ParseBundle decodes a bundle and checks its form: exactly the fields that
+// Sign writes, once each.
+func ParseBundle(raw []byte) (*Bundle, error) {
+	if err := scanJSON(raw, MaxBundle); err != nil {
+		return nil, fmt.Errorf("bundle: %w", err)
+	}
+	var pb bundlev1.Bundle
+	if err := protojson.Unmarshal(raw, &pb); err != nil {
+		return nil, malformed("bundle: %w", err)
+	}
+	if pb.GetMediaType() != BundleMediaType {
+		return nil, malformed("bundle media type %q, want %q", pb.GetMediaType(), BundleMediaType)
+	}
+	vm := pb.GetVerificationMaterial()
+	if len(vm.GetTlogEntries()) != 0 || vm.GetTimestampVerificationData() != nil {
+		// Ignoring them would be to ignore what somebody relies on.
+		return nil, fmt.Errorf("bundle with log entries or timestamps: %w", ErrUnsupported)
+	}
+	der := vm.GetCertificate().GetRawBytes()
+	if len(der) == 0 {
+		return nil, malformed("bundle without a leaf certificate")
+	}
+	if len(der) > MaxLeaf {
+		return nil, malformed("leaf certificate of %d bytes, at most %d allowed", len(der), MaxLeaf)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, malformed("leaf certificate: %w", err)
+	}
+	env := pb.GetDsseEnvelope()
+	switch {
+	case env == nil:
+		return nil, malformed("bundle without a DSSE envelope")
+	case env.GetPayloadType() != PayloadType:
+		return nil, malformed("payload type %q, want %q", env.GetPayloadType(), PayloadType)
+	case len(env.GetPayload()) == 0 || len(env.GetPayload()) > MaxStatement:
+		return nil, malformed("payload of %d bytes, 1 to %d allowed", len(env.GetPayload()), MaxStatement)
+	case len(env.GetSignatures()) != 1:
+		return nil, malformed("%d signatures, exactly one allowed", len(env.GetSignatures()))
+	}
+	sig := env.GetSignatures()[0]
+	if sig.GetKeyid() != "" {
+		return nil, malformed("signature with a key ID: the certificate alone names the key")
+	}
+	if n := len(sig.GetSig()); n == 0 || n > MaxSignature {
+		return nil, malformed("signature of %d bytes, 1 to %d allowed", n, MaxSignature)
+	}
+	return &Bundle{payload: env.GetPayload(), signature: sig.GetSig(), leaf: leaf}, nil
+}
+
+// UnverifiedCertificate returns the signer's certificate as the bundle claims it.
+func (b *Bundle) UnverifiedCertificate() *x509.Certificate { return b.leaf }
+
+// UnverifiedPayload returns the signed bytes.
+func (b *Bundle) UnverifiedPayload() []byte { return bytes.Clone(b.payload) }
+
+// UnverifiedStatement decodes the statement as the bundle claims it.
+func (b *Bundle) UnverifiedStatement() (*Statement, error) { return ParseStatement(b.payload) }
+
+// UnverifiedSignature returns the one signature, ASN.1 DER.
+func (b *Bundle) UnverifiedSignature() []byte { return bytes.Clone(b.signature) }

@@ -1,0 +1,25 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Outcomes that a caller branches on. Every failure of this package is one of
+// them (errors.Is).
+var (
+	// ErrMalformed: input that is not what it claims to be in form.
+	ErrMalformed = errors.New("malformed")
+	// ErrCrypto: a signature, chain, binding or time check failed.
+	ErrCrypto = errors.New("cryptographic check failed")
+	// ErrPolicy: everything is genuine and yet not what was asked for.
+	ErrPolicy = errors.New("policy not met")
+	// ErrUnsupported: a kind that this version knows by name and cannot judge.
+	ErrUnsupported = errors.New("not supported yet")
+	// ErrRolledBack: a trust.json with a lower serial than one already seen.
+	ErrRolledBack = errors.New("rolled back")
+)
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrMalformed, fmt.Errorf(format, args...))
+}

@@ -1,0 +1,25 @@
+package link
+
+// Limits on hostile input, checked before anything is allocated for it.
+const (
+	MaxBundle      = 32 << 20 // bytes of a bundle file
+	MaxStatement   = 20 << 20 // bytes of a statement; base64 of it fits MaxBundle
+	MaxTrust       = 8 << 20  // bytes of trust.json
+	MaxRevocations = 4 << 20  // bytes of a revocation file
+	MaxDepth       = 24       // nesting of any JSON read here
+
+	MaxSubjects     = 1024    // sigstore-go refuses more
+	MaxMaterials    = 1 << 16 // what bulk trees are folded to a dirHash for
+	MaxName         = 4096    // bytes of a subject's or material's name (PATH_MAX)
+	MaxStepName     = 256     // bytes
+	MaxCommand      = 1 << 14 // arguments
+	MaxDigests      = 8       // digests of one resource
+	MaxExecutables  = 256     // executables recorded in one step
+	MaxLeaf         = 80 << 10
+	MaxSignature    = 512 // bytes; a DER P-256 signature needs 72
+	MaxRequirements = 4096
+	MaxPolicies     = 4096 // PCR policy revisions
+	MaxAuthorities  = 1024 // SVID authorities, and as many attestation CAs
+	MaxIDs          = 1 << 16
+	MaxPattern      = 2048 // SPIFFE ID limit of the SPIFFE-ID specification
+)

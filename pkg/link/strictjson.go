@@ -1,0 +1,105 @@
+package link
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"unicode/utf8"
+)
+
+// scanJSON walks one JSON document without building it and refuses what two
+// parsers could read differently: duplicate keys (also by letter case, since
+// encoding/json matches names so), invalid UTF-8, trailing data, and nesting
+// that would exhaust a recursive decoder.
+func scanJSON(b []byte, limit int) error {
+	if len(b) > limit {
+		return malformed("%d bytes, at most %d allowed", len(b), limit)
+	}
+	if !utf8.Valid(b) {
+		return malformed("invalid UTF-8")
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	type frame struct {
+		keys  map[string]bool // nil in an array
+		isKey bool            // the next string is a key
+	}
+	var stack []frame
+	value := func() { // a value just ended
+		if n := len(stack); n > 0 && stack[n-1].keys != nil {
+			stack[n-1].isKey = true
+		}
+	}
+	for {
+		tok, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return malformed("JSON: %w", err)
+		}
+		switch t := tok.(type) {
+		case json.Delim:
+			switch t {
+			case '{', '[':
+				if len(stack) == MaxDepth {
+					return malformed("JSON nested deeper than %d", MaxDepth)
+				}
+				f := frame{}
+				if t == '{' {
+					f = frame{keys: map[string]bool{}, isKey: true}
+				}
+				stack = append(stack, f)
+			default:
+				stack = stack[:len(stack)-1]
+				value()
+			}
+		case string:
+			if n := len(stack); n > 0 && stack[n-1].isKey {
+				k := strings.ToLower(strings.ToUpper(t))
+				if stack[n-1].keys[k] {
+					return malformed("duplicate key %q", t)
+				}
+				stack[n-1].keys[k] = true
+				stack[n-1].isKey = false
+				continue
+			}
+			value()
+		default:
+			value()
+		}
+		if len(stack) == 0 {
+			if _, err := d.Token(); !errors.Is(err, io.EOF) {
+				return malformed("data after the JSON value")
+			}
+			return nil
+		}
+	}
+	return malformed("JSON ends early")
+}
+
+// decodeStrict scans b and decodes it into v. Unknown keys are errors.
+func decodeStrict(b []byte, limit int, v any) error {
+	if err := scanJSON(b, limit); err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return malformed("%w", err)
+	}
+	return nil
+}
+
+// encode is compact JSON with sorted map keys and no HTML escaping.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
