@@ -9,7 +9,6 @@ import (
 	_ "github.com/google/go-tpm/tpm2"
 	_ "github.com/google/go-tpm/tpm2/transport/linuxtpm"
 	_ "github.com/google/go-tpm/tpm2/transport/linuxudstpm"
-	_ "github.com/hashicorp/hcl"
 	_ "github.com/in-toto/attestation/go/v1"
 	_ "github.com/in-toto/in-toto-golang/in_toto"
 	_ "github.com/prometheus/client_golang/prometheus"

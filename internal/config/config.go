@@ -1,0 +1,255 @@
+// Package config reads the programs' HCL files, in SPIRE's shape:
+//
+//	server { trust_domain = "example.org" }
+//	agent { … }
+//	plugins { NodeAttestor "tpmnode" { plugin_data { … } } }
+//
+// A key of server or agent is a flag of `run` with underscores for hyphens, so
+// file and command line cannot drift apart, and every value goes through the
+// flag's own checks. A flag on the command line wins over the file.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/hcl/hcl/ast"
+	"github.com/hashicorp/hcl/hcl/parser"
+	"github.com/hashicorp/hcl/hcl/printer"
+	"github.com/hashicorp/hcl/hcl/token"
+	"github.com/spf13/pflag"
+
+	"github.com/rootlink/rootlink/internal/cli"
+)
+
+const maxFile = 1 << 20 // bytes
+
+// File is a parsed configuration file.
+type File struct {
+	path     string
+	sections map[string]*ast.ObjectList // "server", "agent"
+	plugins  []Plugin
+}
+
+// Plugin is one block of plugins {}.
+type Plugin struct {
+	Type     string // "NodeAttestor", "WorkloadAttestor", …
+	Name     string
+	Cmd      string // plugin_cmd: an external program; empty for a built-in one
+	Args     []string
+	Checksum string // plugin_checksum: SHA-256 of the program, lower-case hex
+	Enabled  bool   // true unless the file says otherwise
+	Data     string // plugin_data as HCL, for the plugin's Configure
+	Line     int
+}
+
+// Error names the place in a file that is wrong.
+type Error struct {
+	Path string
+	Line int
+	Msg  string
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.Path, e.Line, e.Msg) }
+
+// Load reads a file. A file that cannot be read is an I/O error; whatever is
+// wrong inside it is a usage error that names the line.
+func Load(path string) (*File, error) {
+	b, err := cli.ReadFile(path, maxFile)
+	if err != nil {
+		return nil, cli.Fail(cli.ExitInternal, err, "check the path given with --config")
+	}
+	return Parse(path, b)
+}
+
+// Parse reads the content of a file; path is for messages only.
+func Parse(path string, content []byte) (f *File, err error) {
+	defer func() {
+		// The scanner panics on a few malformed strings instead of failing.
+		if r := recover(); r != nil {
+			f, err = nil, usage(&Error{path, 1, fmt.Sprintf("not readable as HCL: %v", r)})
+		}
+	}()
+	// Duplicates are refused below, where their line is known.
+	tree, err := parser.ParseDontErrorOnDuplicateKeys(content)
+	if err != nil {
+		if pe, ok := errors.AsType[*parser.PosError](err); ok {
+			return nil, usage(&Error{path, pe.Pos.Line, pe.Err.Error()})
+		}
+		return nil, usage(&Error{path, 1, err.Error()})
+	}
+	f = &File{path: path, sections: map[string]*ast.ObjectList{}}
+	seen := map[string]bool{}
+	for _, item := range tree.Node.(*ast.ObjectList).Items {
+		name := key(item, 0)
+		obj, isBlock := item.Val.(*ast.ObjectType)
+		switch {
+		case name != "server" && name != "agent" && name != "plugins":
+			return nil, f.errorf(item.Pos(), "unknown section %q; the sections are server, agent and plugins", name)
+		case !isBlock || len(item.Keys) != 1:
+			return nil, f.errorf(item.Pos(), "%s must be a block: %s { … }", name, name)
+		case seen[name]:
+			return nil, f.errorf(item.Pos(), "a second %s section", name)
+		case name == "plugins":
+			if err := f.readPlugins(obj.List); err != nil {
+				return nil, err
+			}
+		default:
+			f.sections[name] = obj.List
+		}
+		seen[name] = true
+	}
+	return f, nil
+}
+
+// Apply sets the flags that the section names and the command line does not.
+// A key without a flag of that name is an error that names its line.
+func (f *File) Apply(section string, flags *pflag.FlagSet) error {
+	list := f.sections[section]
+	if list == nil {
+		return nil
+	}
+	seen := map[string]bool{}
+	for _, item := range list.Items {
+		name := key(item, 0)
+		flag := flags.Lookup(strings.ReplaceAll(name, "_", "-"))
+		if flag == nil || strings.Contains(name, "-") || notKeys[flag.Name] {
+			return f.errorf(item.Pos(), "unknown key %q in %s", name, section)
+		}
+		if seen[name] {
+			return f.errorf(item.Pos(), "%s is set a second time", name)
+		}
+		seen[name] = true
+		if len(item.Keys) != 1 {
+			return f.errorf(item.Pos(), "%s must be a value, not a block", name)
+		}
+		values, err := f.values(item)
+		if err != nil {
+			return err
+		}
+		if _, list := flag.Value.(pflag.SliceValue); !list && len(values) != 1 {
+			return f.errorf(item.Pos(), "%s takes one value", name)
+		}
+		if flag.Changed {
+			continue
+		}
+		for _, v := range values {
+			if err := flags.Set(flag.Name, v); err != nil {
+				return f.errorf(item.Pos(), "%s: %v", name, errors.Unwrap(err))
+			}
+		}
+	}
+	return nil
+}
+
+// notKeys are flags that mean nothing in a file.
+var notKeys = map[string]bool{"config": true, "help": true, "output": true, "version": true}
+
+// Plugins returns the blocks of plugins {} in the file's order.
+func (f *File) Plugins() []Plugin { return f.plugins }
+
+func (f *File) readPlugins(list *ast.ObjectList) error {
+	seen := map[string]bool{}
+	for _, item := range list.Items {
+		obj, ok := item.Val.(*ast.ObjectType)
+		if !ok || len(item.Keys) != 2 {
+			return f.errorf(item.Pos(), `a plugin is written as TYPE "NAME" { … }`)
+		}
+		p := Plugin{Type: key(item, 0), Name: key(item, 1), Enabled: true, Line: item.Pos().Line}
+		if id := p.Type + " " + p.Name; seen[id] {
+			return f.errorf(item.Pos(), "a second %s %q", p.Type, p.Name)
+		} else {
+			seen[id] = true
+		}
+		for _, it := range obj.List.Items {
+			if err := f.readPluginKey(&p, it); err != nil {
+				return err
+			}
+		}
+		f.plugins = append(f.plugins, p)
+	}
+	return nil
+}
+
+func (f *File) readPluginKey(p *Plugin, item *ast.ObjectItem) error {
+	name := key(item, 0)
+	if name == "plugin_data" {
+		obj, ok := item.Val.(*ast.ObjectType)
+		if !ok || len(item.Keys) != 1 {
+			return f.errorf(item.Pos(), "plugin_data must be a block")
+		}
+		var b bytes.Buffer
+		if err := printer.Fprint(&b, obj.List); err != nil {
+			return f.errorf(item.Pos(), "plugin_data: %v", err)
+		}
+		p.Data = b.String()
+		return nil
+	}
+	if len(item.Keys) != 1 {
+		return f.errorf(item.Pos(), "%s must be a value, not a block", name)
+	}
+	values, err := f.values(item)
+	if err != nil {
+		return err
+	}
+	if name == "plugin_args" {
+		p.Args = values
+		return nil
+	}
+	if len(values) != 1 {
+		return f.errorf(item.Pos(), "%s takes one value", name)
+	}
+	switch v := values[0]; name {
+	case "plugin_cmd":
+		p.Cmd = v
+	case "plugin_checksum":
+		p.Checksum = strings.ToLower(v)
+	case "enabled":
+		if v != "true" && v != "false" {
+			return f.errorf(item.Pos(), "enabled must be true or false")
+		}
+		p.Enabled = v == "true"
+	default:
+		return f.errorf(item.Pos(), "unknown key %q in %s %q", name, p.Type, p.Name)
+	}
+	return nil
+}
+
+// values returns a literal, or a list of literals, as a flag would be given it.
+func (f *File) values(item *ast.ObjectItem) ([]string, error) {
+	nodes := []ast.Node{item.Val}
+	if l, ok := item.Val.(*ast.ListType); ok {
+		nodes = l.List
+	}
+	out := make([]string, 0, len(nodes))
+	for _, n := range nodes {
+		lit, ok := n.(*ast.LiteralType)
+		if !ok {
+			return nil, f.errorf(item.Pos(), "%s must be a value or a list of values", key(item, 0))
+		}
+		if lit.Token.Type == token.STRING || lit.Token.Type == token.HEREDOC {
+			out = append(out, lit.Token.Value().(string))
+		} else {
+			out = append(out, lit.Token.Text)
+		}
+	}
+	return out, nil
+}
+
+func key(item *ast.ObjectItem, i int) string {
+	if i >= len(item.Keys) {
+		return ""
+	}
+	s, _ := item.Keys[i].Token.Value().(string)
+	return s
+}
+
+func (f *File) errorf(pos token.Pos, format string, args ...any) error {
+	return usage(&Error{f.path, pos.Line, fmt.Sprintf(format, args...)})
+}
+
+func usage(e *Error) error {
+	return cli.Fail(cli.ExitUsage, e, "the keys are the flags of `run`, with underscores for hyphens; see --help")
+}
