@@ -4,10 +4,16 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"slices"
 )
 
-// ErrNoEvidence means that a certificate or CSR carries no evidence extension.
-var ErrNoEvidence = errors.New("no evidence extension")
+// Errors of decoding.
+var (
+	// ErrNoEvidence means that a certificate or CSR carries no evidence extension.
+	ErrNoEvidence = errors.New("no evidence extension")
+	// ErrRecord is wrapped by every error about the form of a record or extension.
+	ErrRecord = errors.New("malformed evidence record")
+)
 
 // PCRBank holds the values of one bank by PCR index.
 type PCRBank struct {
@@ -24,12 +30,12 @@ type PolicyRef struct {
 
 // TypedDigest is a digest with its algorithm.
 type TypedDigest struct {
-	Alg   string // "sha256", …
+	Alg   string // "sha256", "sha384", "sha512"
 	Value []byte
 }
 
-// Evidence is a decoded record of §4.2. It is a claim: nothing in it has been
-// checked but its form.
+// Evidence is a decoded record (docs/evidence.md). It is a claim: nothing in it
+// has been checked but its form.
 type Evidence struct {
 	Attest    []byte   // TPMS_ATTEST
 	Signature []byte   // TPMT_SIGNATURE
@@ -58,29 +64,36 @@ type Evidence struct {
 	Path  [][32]byte
 }
 
-// ParseRecord decodes one deterministic CBOR record. Unknown keys or versions,
-// duplicate or unsorted keys, non-minimal lengths and trailing bytes are errors.
-func ParseRecord(b []byte) (*Evidence, error) { return nil, errNotImplemented }
-
-// MarshalRecord encodes e; ParseRecord(MarshalRecord(e)) is e.
-func (e *Evidence) MarshalRecord() ([]byte, error) { return nil, errNotImplemented }
-
-// Extension returns e as the non-critical id-pe-cmw extension (RFC 9999, cbor choice).
-func (e *Evidence) Extension() (pkix.Extension, error) {
-	return pkix.Extension{}, errNotImplemented
-}
-
-// ParseExtensionValue decodes the DER value of an id-pe-cmw extension.
-func ParseExtensionValue(der []byte) (*Evidence, error) { return nil, errNotImplemented }
-
-// FromExtensions finds the one evidence extension: ErrNoEvidence when there is
-// none, another error when there are two or it is critical or malformed.
-func FromExtensions(exts []pkix.Extension) (*Evidence, error) { return nil, errNotImplemented }
-
 // FromCertificate is FromExtensions of a certificate.
 func FromCertificate(c *x509.Certificate) (*Evidence, error) {
 	return FromExtensions(c.Extensions)
 }
 
+// FromRequest is FromExtensions of a CSR.
+func FromRequest(r *x509.CertificateRequest) (*Evidence, error) {
+	return FromExtensions(r.Extensions)
+}
+
+// FromExtensions finds the one evidence extension: ErrNoEvidence when there is
+// none, another error when there are two or it is critical or malformed.
+func FromExtensions(exts []pkix.Extension) (*Evidence, error) {
+	value, err := oneCMW(exts)
+	if err != nil {
+		return nil, err
+	}
+	if value == nil {
+		return nil, ErrNoEvidence
+	}
+	return ParseExtensionValue(value)
+}
+
 // Leaf completes the leaf with what the certificate or CSR and entry say.
-func (e *Evidence) Leaf(trustDomain, spiffeID string, svidKey [32]byte) *Leaf { return nil }
+func (e *Evidence) Leaf(trustDomain, spiffeID string, svidKey [32]byte) *Leaf {
+	return &Leaf{
+		Kind: e.Kind, KeyOrigin: e.KeyOrigin,
+		TrustDomain: trustDomain, SPIFFEID: spiffeID,
+		SVIDKey: svidKey, AgentKey: e.AgentKey,
+		Executable: e.Executable, Recorder: e.Recorder, Tool: e.Tool, Payload: e.Payload,
+		Selectors: slices.Clone(e.Selectors), Nonce: e.Nonce, Salt: e.Salt,
+	}
+}

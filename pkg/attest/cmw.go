@@ -1,0 +1,131 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Media types of our two CMW records, and the conceptual message each holds
+// (RFC 9999: evidence is bit 2, attestation results bit 3).
+const (
+	evidenceType      = "application/vnd.rootlink.evidence+cbor"
+	evidenceIndicator = 4
+	akType            = "application/vnd.rootlink.ak-statement+cbor"
+	akIndicator       = 8
+)
+
+// oidCMW returns id-pe-cmw, 1.3.6.1.5.5.7.1.35.
+func oidCMW() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35} }
+
+// cmwRecord is the cbor-record of a RATS Conceptual Message Wrapper.
+type cmwRecord struct {
+	_         struct{} `cbor:",toarray"`
+	Type      string
+	Value     []byte
+	Indicator uint64
+}
+
+// Extension returns e as the non-critical id-pe-cmw extension (cbor choice).
+func (e *Evidence) Extension() (pkix.Extension, error) {
+	b, err := e.MarshalRecord()
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	return marshalCMW(evidenceType, evidenceIndicator, b)
+}
+
+// ParseExtensionValue decodes the DER value of an id-pe-cmw extension.
+func ParseExtensionValue(der []byte) (*Evidence, error) {
+	b, err := parseCMW(der, evidenceType, evidenceIndicator)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecord(b)
+}
+
+func marshalCMW(mediaType string, indicator uint64, record []byte) (pkix.Extension, error) {
+	c, err := encMode()
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	b, err := c.Marshal(cmwRecord{Type: mediaType, Value: record, Indicator: indicator})
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	der, err := asn1.Marshal(b) // []byte is an OCTET STRING: the cbor arm of the CHOICE
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	return pkix.Extension{Id: oidCMW(), Value: der}, nil
+}
+
+// parseCMW unwraps one record of the wanted type. Whatever is not byte for byte
+// what marshalCMW writes is refused, so one evidence has one encoding.
+func parseCMW(der []byte, mediaType string, indicator uint64) ([]byte, error) {
+	// 128 bytes: the wrapper around the largest record.
+	if len(der) > MaxEvidence+128 {
+		return nil, fmt.Errorf("%w: extension of %d bytes, at most %d", ErrRecord, len(der), MaxEvidence)
+	}
+	var b []byte
+	if rest, err := asn1.Unmarshal(der, &b); err != nil {
+		return nil, fmt.Errorf("%w: CMW is not the cbor choice: %v", ErrRecord, err)
+	} else if len(rest) != 0 {
+		return nil, fmt.Errorf("%w: bytes after the CMW", ErrRecord)
+	}
+	d, err := decMode()
+	if err != nil {
+		return nil, err
+	}
+	var rec cmwRecord
+	if err := d.Unmarshal(b, &rec); err != nil {
+		return nil, fmt.Errorf("%w: CMW record: %v", ErrRecord, err)
+	}
+	if rec.Type != mediaType || rec.Indicator != indicator {
+		return nil, fmt.Errorf("%w: CMW of type %.80q, indicator %d", ErrRecord, rec.Type, rec.Indicator)
+	}
+	if again, err := marshalCMW(rec.Type, rec.Indicator, rec.Value); err != nil || !bytes.Equal(again.Value, der) {
+		return nil, fmt.Errorf("%w: CMW is not in deterministic encoding", ErrRecord)
+	}
+	return rec.Value, nil
+}
+
+// oneCMW returns the value of the one id-pe-cmw extension, nil when there is none.
+func oneCMW(exts []pkix.Extension) ([]byte, error) {
+	var value []byte
+	for _, x := range exts {
+		if !x.Id.Equal(oidCMW()) {
+			continue
+		}
+		if value != nil {
+			return nil, fmt.Errorf("%w: two id-pe-cmw extensions", ErrRecord)
+		}
+		if x.Critical {
+			return nil, fmt.Errorf("%w: id-pe-cmw is marked critical", ErrRecord)
+		}
+		if value = x.Value; value == nil {
+			value = []byte{}
+		}
+	}
+	return value, nil
+}
+
+// encMode and decMode are built per call: cheap beside a signature check, and
+// the package keeps no global state.
+func encMode() (cbor.EncMode, error) { return cbor.CoreDetEncOptions().EncMode() }
+
+func decMode() (cbor.DecMode, error) {
+	return cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		IndefLength:       cbor.IndefLengthForbidden,
+		TagsMd:            cbor.TagsForbidden,
+		UTF8:              cbor.UTF8RejectInvalid,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		MaxNestedLevels:   4,
+		MaxArrayElements:  64,
+		MaxMapPairs:       64,
+	}.DecMode()
+}
