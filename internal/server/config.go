@@ -1,0 +1,171 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// Config is what a Server is made from. Zero values mean the defaults that
+// each field names.
+type Config struct {
+	TrustDomain string // required, such as "example.org"
+	DataDir     string // required; made with mode 0700 when absent
+	Listen      string // TCP address; default 127.0.0.1:8081, port 0 picks one
+	AdminSocket string // default DataDir/admin.sock
+
+	EKRoots []string // PEM files, or directories of them
+	EKAllow string   // file of EK hashes that need no maker chain
+	EKDeny  string   // file of EK hashes that are refused
+
+	AttestationCACert string // PEM files that an operator shares among servers;
+	AttestationCAKey  string // by default both are made in DataDir
+
+	// EvidencePatterns are SPIFFE ID patterns (see link.MatchPattern) whose
+	// Workload API SVIDs need leaf evidence.
+	EvidencePatterns []string
+	// QuotePCRs must be selected by every quote; default sha256:0-15.
+	QuotePCRs []attest.PCRSelection
+	// PCRSelectors are the PCRs that become pcr: selectors of a node.
+	PCRSelectors []attest.PCRSelection
+	// WantEventLog and WantIMALog ask agents for their logs; by default the
+	// event log only.
+	NoEventLog bool
+	WantIMALog bool
+	// RefuseAKChange refuses a second AK of one EK instead of raising an alarm.
+	RefuseAKChange bool
+
+	X509TTL          time.Duration // default 1 h; entries may ask for another
+	AgentTTL         time.Duration // default 1 h
+	IssuerTTL        time.Duration // default and most 10 min
+	AuthorityTTL     time.Duration // default 365 days
+	AttestationRate  float64       // attestations per second and address; default 1
+	AttestationBurst int           // default 5
+	RoundTimeout     time.Duration // per round of node attestation; default 30 s
+
+	// AdminServices register further services on the admin socket only.
+	AdminServices []func(grpc.ServiceRegistrar, *Server)
+
+	Log *slog.Logger     // default slog.Default()
+	Now func() time.Time // default time.Now
+}
+
+// Defaults of Config.
+const (
+	DefaultListen           = "127.0.0.1:8081"
+	DefaultX509TTL          = time.Hour
+	DefaultAgentTTL         = time.Hour
+	MaxIssuerTTL            = 10 * time.Minute
+	DefaultAuthorityTTL     = 365 * 24 * time.Hour
+	DefaultAttestationRate  = 1 // per second and address
+	DefaultAttestationBurst = 5
+	DefaultRoundTimeout     = 30 * time.Second
+)
+
+// settings is a Config that was checked and completed.
+type settings struct {
+	Config
+	td spiffeid.TrustDomain
+}
+
+func (c Config) check() (*settings, error) {
+	s := &settings{Config: c}
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil {
+		fail("trust domain %q: %w", c.TrustDomain, err)
+	}
+	s.td = td
+	s.TrustDomain = td.Name()
+	if c.DataDir == "" {
+		fail("no data directory")
+	}
+	setDefault(&s.Listen, DefaultListen)
+	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
+		fail("listen address: %w", err)
+	}
+	setDefault(&s.AdminSocket, filepath.Join(c.DataDir, "admin.sock"))
+	// A Unix socket path is bounded by sockaddr_un; the kernel's own message
+	// for it ("invalid argument") helps nobody.
+	if len(s.AdminSocket) > 107 {
+		fail("admin socket path %q is longer than 107 bytes", s.AdminSocket)
+	}
+	if (c.AttestationCACert == "") != (c.AttestationCAKey == "") {
+		fail("attestation CA: certificate and key go together")
+	}
+	for _, p := range c.EvidencePatterns {
+		if err := link.ValidatePattern(p); err != nil {
+			fail("evidence pattern: %w", err)
+		}
+	}
+	if len(s.QuotePCRs) == 0 {
+		all := attest.PCRSelection{Bank: "sha256"}
+		for i := range uint32(16) {
+			all.Indices = append(all.Indices, i)
+		}
+		s.QuotePCRs = []attest.PCRSelection{all}
+	}
+	for _, sel := range s.QuotePCRs {
+		if sel.Bank == "sha1" {
+			fail("quote PCRs: SHA-1 is too weak a bank")
+		}
+		for _, i := range sel.Indices {
+			if i > 23 || i == 16 || i == 23 {
+				fail("quote PCRs: %s:%d does not exist or can be reset from user space", sel.Bank, i)
+			}
+		}
+	}
+	setDefault(&s.X509TTL, DefaultX509TTL)
+	setDefault(&s.AgentTTL, DefaultAgentTTL)
+	setDefault(&s.IssuerTTL, MaxIssuerTTL)
+	setDefault(&s.AuthorityTTL, DefaultAuthorityTTL)
+	setDefault(&s.AttestationRate, DefaultAttestationRate)
+	setDefault(&s.AttestationBurst, DefaultAttestationBurst)
+	setDefault(&s.RoundTimeout, DefaultRoundTimeout)
+	for _, d := range []struct {
+		name     string
+		have     time.Duration
+		min, max time.Duration
+	}{
+		{"X.509 TTL", s.X509TTL, time.Second, s.AuthorityTTL / 6},
+		{"agent TTL", s.AgentTTL, time.Second, s.AuthorityTTL / 6},
+		{"issuer TTL", s.IssuerTTL, time.Second, MaxIssuerTTL},
+		{"authority TTL", s.AuthorityTTL, time.Minute, 10 * DefaultAuthorityTTL},
+		{"round timeout", s.RoundTimeout, 10 * time.Millisecond, time.Hour},
+	} {
+		if d.have < d.min || d.have > d.max {
+			fail("%s of %v is not between %v and %v", d.name, d.have, d.min, d.max)
+		}
+	}
+	if s.AttestationRate < 0 || s.AttestationBurst < 1 {
+		fail("attestation rate %v with burst %d", s.AttestationRate, s.AttestationBurst)
+	}
+	if s.Log == nil {
+		s.Log = slog.Default()
+	}
+	if s.Now == nil {
+		s.Now = time.Now
+	}
+	if len(errs) != 0 {
+		return nil, fmt.Errorf("server configuration: %w", errors.Join(errs...))
+	}
+	return s, nil
+}
+
+func setDefault[T comparable](p *T, d T) {
+	var zero T
+	if *p == zero {
+		*p = d
+	}
+}

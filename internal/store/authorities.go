@@ -1,0 +1,103 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"slices"
+	"time"
+)
+
+// Authorities returns every X.509 authority there ever was, oldest first.
+func (s *Store) Authorities() (list []Authority, err error) {
+	err = s.read(func(m *memory) {
+		for _, a := range m.authorities {
+			list = append(list, *a)
+		}
+	})
+	return list, err
+}
+
+// BundleSequence grows whenever the set of authorities does.
+func (s *Store) BundleSequence() (n uint64, err error) {
+	err = s.read(func(m *memory) { n = m.bundleSequence })
+	return n, err
+}
+
+// AddAuthority adds an authority in state Prepared, prepared at a.PreparedAt.
+// Its key file must be durable by then.
+func (s *Store) AddAuthority(ctx context.Context, a Authority) error {
+	a.State, a.ActivatedAt, a.RetiredAt = Prepared, time.Time{}, time.Time{}
+	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO authorities VALUES (?,?,?,?,?,0,0)`,
+			a.ID, a.Certificate, a.KeyFile, string(a.State), toMillis(a.PreparedAt)); err != nil {
+			return nil, err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE meta SET value = value + 1 WHERE key = 'bundle_sequence'`); err != nil {
+			return nil, err
+		}
+		return func(m *memory) {
+			m.authorities = append(m.authorities, &a)
+			m.bundleSequence++
+		}, nil
+	})
+}
+
+// ActivateAuthority makes a prepared authority the active one and retires the
+// one that was.
+func (s *Store) ActivateAuthority(ctx context.Context, id string, at time.Time) error {
+	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		ms := toMillis(at)
+		if _, err := tx.ExecContext(ctx, `UPDATE authorities SET state = 'retired', retired_at = ? WHERE state = 'active'`, ms); err != nil {
+			return nil, err
+		}
+		r, err := tx.ExecContext(ctx, `UPDATE authorities SET state = 'active', activated_at = ? WHERE id = ? AND state = 'prepared'`, ms, id)
+		if err != nil {
+			return nil, err
+		}
+		if n, err := r.RowsAffected(); err != nil || n == 0 {
+			return nil, cmp.Or(err, ErrNotFound)
+		}
+		return func(m *memory) {
+			for i, old := range m.authorities {
+				a := *old
+				switch {
+				case a.ID == id:
+					a.State, a.ActivatedAt = Active, fromMillis(ms)
+				case a.State == Active:
+					a.State, a.RetiredAt = Retired, fromMillis(ms)
+				}
+				m.authorities[i] = &a
+			}
+		}, nil
+	})
+}
+
+func loadAuthorities(ctx context.Context, tx *sql.Tx, m *memory) error {
+	err := each(ctx, tx, `SELECT id, certificate, key_file, state, prepared_at, activated_at, retired_at FROM authorities`,
+		func(rows *sql.Rows) error {
+			var a Authority
+			var prepared, activated, retired int64
+			if err := rows.Scan(&a.ID, &a.Certificate, &a.KeyFile, &a.State, &prepared, &activated, &retired); err != nil {
+				return err
+			}
+			a.PreparedAt, a.ActivatedAt, a.RetiredAt = fromMillis(prepared), fromMillis(activated), fromMillis(retired)
+			m.authorities = append(m.authorities, &a)
+			return nil
+		})
+	slices.SortStableFunc(m.authorities, func(a, b *Authority) int { return a.PreparedAt.Compare(b.PreparedAt) })
+	return err
+}
+
+// NextTrustSerial returns the serial of the next trust.json, which is never
+// given out twice.
+func (s *Store) NextTrustSerial(ctx context.Context) (n uint64, err error) {
+	err = s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		return nil, tx.QueryRowContext(ctx,
+			`UPDATE meta SET value = value + 1 WHERE key = 'trust_serial' RETURNING value`).Scan(&n)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}
