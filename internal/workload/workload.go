@@ -1,77 +1,130 @@
 // Package workload turns a process into what can be said of it: who it is on
 // this host, and which executable it runs.
+//
+// Everything here races with the process it looks at, which may exit, exec
+// another program or have its pid reused at any moment. The answer is always
+// the same: pin first, look, and look again before believing.
 package workload
 
 import (
-	"context"
+	"encoding/hex"
 	"errors"
-	"net"
+	"fmt"
+	"slices"
+	"strconv"
+	"unicode"
+	"unicode/utf8"
 )
 
-var errNotImplemented = errors.New("workload: not implemented")
+// What callers branch on. Messages say what happened; the hint for a person is
+// Hint's.
+var (
+	// ErrGone means that the process, or the very process that was pinned, no
+	// longer runs. A reused pid is this too.
+	ErrGone = errors.New("the process is gone")
+	// ErrForeignPID means that the peer has no pid in our pid namespace.
+	ErrForeignPID = errors.New("the peer is outside this pid namespace (pid 0)")
+	// ErrChanged means that a process runs another executable than the one
+	// measured, or that the file changed meanwhile.
+	ErrChanged = errors.New("the executable changed")
+	// ErrFileSystem means an executable on a file system whose contents somebody
+	// else can change behind the kernel's back.
+	ErrFileSystem = errors.New("executable on a file system that is not allowed")
+	// ErrBudget means that a user's share of hashing is used up for now.
+	ErrBudget = errors.New("hashing budget of the user is used up")
+	// ErrTooLarge means an executable over MaxExecutable.
+	ErrTooLarge = errors.New("executable too large")
+	// ErrNoStoppedChild and ErrManyStoppedChildren are outcomes of StoppedChild.
+	ErrNoStoppedChild      = errors.New("no child of the caller is stopped under its trace")
+	ErrManyStoppedChildren = errors.New("several children of the caller are stopped under its trace")
+)
 
-// Peer is the process at the other end of a Unix socket connection, pinned by
-// pidfd where the kernel has SO_PEERPIDFD, else by its start time.
-type Peer struct {
-	PID       int
-	UID, GID  uint32 // as stamped at connect (SO_PEERCRED)
-	StartTime uint64 // clock ticks since boot, field 22 of /proc/PID/stat
-	pidfd     int    // -1 without SO_PEERPIDFD
+// CapabilityError names what this process would need to look at another.
+type CapabilityError struct {
+	Missing []string // CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH
+	PID     int      // the process that could not be looked at, 0 when it is about none in particular
+	Err     error
 }
 
-// PeerOf pins the peer of a Unix socket connection. Pid 0 (a peer outside our
-// pid namespace) is an error with a hint.
-func PeerOf(c *net.UnixConn) (*Peer, error) { return nil, errNotImplemented }
+func (e *CapabilityError) Error() string {
+	s := "not permitted to look at processes of other users"
+	if e.PID != 0 {
+		s = fmt.Sprintf("not permitted to look at process %d", e.PID)
+	}
+	for i, m := range e.Missing {
+		if i == 0 {
+			s += ": missing " + m
+		} else {
+			s += ", " + m
+		}
+	}
+	return s
+}
 
-// Check fails unless the very process that was pinned still runs.
-func (p *Peer) Check() error { return errNotImplemented }
+func (e *CapabilityError) Unwrap() error { return e.Err }
 
-// Close releases the pidfd.
-func (p *Peer) Close() error { return nil }
+// Hint returns what a person can do about err, or "".
+func Hint(err error) string {
+	var ce *CapabilityError
+	switch {
+	case errors.Is(err, ErrForeignPID):
+		return "run the agent in the host's pid namespace (hostPID: true in Kubernetes, --pid=host in Docker)"
+	case errors.As(err, &ce):
+		return "run the agent as root, or give it CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH; without them it can measure only processes of its own user that have not gained privileges"
+	case errors.Is(err, ErrFileSystem):
+		return "run the program from a local disk, or name the file system type in allow_file_systems of the workload attestor if its server is trusted as the host is"
+	case errors.Is(err, ErrBudget):
+		return "retry in a few seconds; hash_bytes_per_uid of the workload attestor sets the budget"
+	case errors.Is(err, ErrManyStoppedChildren):
+		return "one connection measures one tool at a time"
+	}
+	return ""
+}
 
 // Measurement is what was seen of one process at one moment.
 type Measurement struct {
 	PID          int
 	StartTime    uint64
-	UID, GID     uint32
+	UID, GID     uint32 // effective
 	Dev, Inode   uint64
 	SHA256       [32]byte
 	Path         string    // only when caller and agent share user and mount namespaces
 	ParentSHA256 *[32]byte // nil when the parent could not be measured
+
+	id fileID
 }
 
 // Selectors returns values without the "binary:" type, sorted: sha256:<hex>,
 // uid:<n>, gid:<n>, path:<path>, parent:sha256:<hex>.
-func (m *Measurement) Selectors() []string { return nil }
-
-// Options bound the work of a Measurer.
-type Options struct {
-	BytesPerUID int64 // hashing budget per uid in bytes per second, 0 for the default
+func (m *Measurement) Selectors() []string {
+	s := []string{
+		"sha256:" + hex.EncodeToString(m.SHA256[:]),
+		"uid:" + strconv.FormatUint(uint64(m.UID), 10),
+		"gid:" + strconv.FormatUint(uint64(m.GID), 10),
+	}
+	if m.Path != "" {
+		s = append(s, "path:"+m.Path)
+	}
+	if m.ParentSHA256 != nil {
+		s = append(s, "parent:sha256:"+hex.EncodeToString(m.ParentSHA256[:]))
+	}
+	slices.Sort(s)
+	return s
 }
 
-// Measurer hashes executables, with a cache under the rules of docs/plugin-binary.md.
-type Measurer struct{}
+// maxPath keeps "binary:path:<path>" under the limit of one selector.
+const maxPath = 1000
 
-// NewMeasurer returns a Measurer, or an error that names the capability this
-// process lacks.
-func NewMeasurer(o Options) (*Measurer, error) { return nil, errNotImplemented }
-
-// Measure opens /proc/PID/exe once, hashes it and describes the process.
-func (m *Measurer) Measure(ctx context.Context, pid int) (*Measurement, error) {
-	return nil, errNotImplemented
-}
-
-// SameImage fails unless pid still runs the executable (device and inode) that
-// was measured; it hashes nothing.
-func (m *Measurer) SameImage(was *Measurement) error { return errNotImplemented }
-
-// StoppedChild finds the one child of caller that is stopped under ptrace by
-// caller (PPid = caller, state t, Tgid(TracerPid) = caller) and pins it. None
-// or two are errors.
-func StoppedChild(caller *Peer) (*Peer, error) { return nil, errNotImplemented }
-
-// RecorderProtected reports whether caller connected with the recorder group's
-// gid and is not traced; reason says why not.
-func RecorderProtected(caller *Peer, recorderGID uint32) (ok bool, reason string) {
-	return false, "not implemented"
+// printablePath reports whether a path can stand in a selector, a log line and
+// a terminal without disguise.
+func printablePath(p string) bool {
+	if p == "" || p[0] != '/' || len(p) > maxPath || !utf8.ValidString(p) {
+		return false
+	}
+	for _, r := range p {
+		if !unicode.IsPrint(r) {
+			return false
+		}
+	}
+	return true
 }

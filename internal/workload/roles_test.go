@@ -1,0 +1,136 @@
+package workload
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// runRole is what this binary does as another program in a test.
+func runRole(role string, args []string) int {
+	in := bufio.NewScanner(os.Stdin)
+	say := func(s string) { fmt.Println(s) }
+	fail := func(err error) int {
+		fmt.Println("failed", err)
+		return 1
+	}
+	dial := func() (net.Conn, error) { return net.Dial("unix", args[0]) }
+	switch role {
+	case "wait": // until stdin ends
+		say("ready")
+		for in.Scan() {
+		}
+		return 0
+	case "connect": // args: socket
+		c, err := dial()
+		if err != nil {
+			return fail(err)
+		}
+		defer c.Close()
+		say("connected")
+		for in.Scan() {
+		}
+		return 0
+	case "connect-exec": // args: socket, program
+		c, err := dial()
+		if err != nil {
+			return fail(err)
+		}
+		defer c.Close()
+		say("connected")
+		in.Scan()
+		os.Setenv("WORKLOAD_TEST_ROLE", "wait")
+		return fail(syscall.Exec(args[1], args[1:], os.Environ()))
+	case "children": // args: socket, then one letter per child
+		return holdChildren(args, in)
+	case "server": // args: socket to listen on; says whether the first peer has a pid
+		return server(args[0])
+	}
+	return fail(fmt.Errorf("no role %s", role))
+}
+
+// holdChildren connects, starts a child for each letter (t: traced and stopped,
+// u: stopped but not traced, r: running) and holds them.
+func holdChildren(args []string, in *bufio.Scanner) int {
+	ready := make(chan error, 1)
+	go func() {
+		// The tracer is a thread that is not the group leader.
+		runtime.LockOSThread()
+		ready <- func() error {
+			for _, kind := range args[1] {
+				c := exec.Command("/bin/sleep", "60")
+				c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+				if len(args) > 2 && args[2] == "newpid" {
+					c.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+				}
+				if err := c.Start(); err != nil {
+					return err
+				}
+				pid := c.Process.Pid
+				switch kind {
+				case 't':
+					if _, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, unix.PTRACE_O_EXITKILL, 0, 0); e != 0 {
+						return e
+					}
+					if err := unix.PtraceInterrupt(pid); err != nil {
+						return err
+					}
+					var ws unix.WaitStatus
+					if _, err := unix.Wait4(pid, &ws, unix.WALL, nil); err != nil {
+						return err
+					}
+				case 'u':
+					if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+						return err
+					}
+					var ws unix.WaitStatus
+					if _, err := unix.Wait4(pid, &ws, unix.WUNTRACED, nil); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}()
+		select {} // keeps the thread, and with it the trace
+	}()
+	if err := <-ready; err != nil {
+		fmt.Println("failed", err)
+		return 1
+	}
+	c, err := net.Dial("unix", args[0])
+	if err != nil {
+		fmt.Println("failed", err)
+		return 1
+	}
+	defer c.Close()
+	fmt.Println("connected")
+	for in.Scan() {
+	}
+	return 0
+}
+
+// server accepts one connection and says what PeerOf makes of it.
+func server(path string) int {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		fmt.Println("failed", err)
+		return 1
+	}
+	defer l.Close()
+	fmt.Println("ready")
+	c, err := l.AcceptUnix()
+	if err != nil {
+		fmt.Println("failed", err)
+		return 1
+	}
+	defer c.Close()
+	_, err = PeerOf(c)
+	fmt.Println("peer", err, "hint", Hint(err))
+	return 0
+}
