@@ -4,7 +4,6 @@ package internal
 import (
 	_ "github.com/fxamacker/cbor/v2"
 	_ "github.com/google/go-attestation/attest"
-	_ "github.com/google/go-cmp/cmp"
 	_ "github.com/google/go-eventlog/tcg"
 	_ "github.com/google/go-tpm/tpm2"
 	_ "github.com/google/go-tpm/tpm2/transport/linuxtpm"
@@ -22,7 +21,6 @@ import (
 	_ "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	_ "github.com/spiffe/spire-plugin-sdk/pluginmain"
 	_ "golang.org/x/sync/errgroup"
-	_ "golang.org/x/sys/unix"
 	_ "golang.org/x/time/rate"
 	_ "modernc.org/sqlite"
 )
