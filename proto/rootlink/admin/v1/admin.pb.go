@@ -84,6 +84,7 @@ type CapturePCRPolicyRequest struct {
 	AddProfile    bool                   `protobuf:"varint,4,opt,name=add_profile,json=addProfile,proto3" json:"add_profile,omitempty"` // add a profile to an existing policy rather than fail
 	NotBefore     int64                  `protobuf:"varint,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`    // unix seconds, 0: none
 	NotAfter      int64                  `protobuf:"varint,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Profile       string                 `protobuf:"bytes,7,opt,name=profile,proto3" json:"profile,omitempty"` // name of the profile; empty: made of the agent's ID
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,9 +161,16 @@ func (x *CapturePCRPolicyRequest) GetNotAfter() int64 {
 	return 0
 }
 
+func (x *CapturePCRPolicyRequest) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
 type CapturePCRPolicyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	PolicyJson    []byte                 `protobuf:"bytes,1,opt,name=policy_json,json=policyJson,proto3" json:"policy_json,omitempty"`
+	Policy        *PCRPolicy             `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	Notes         []string               `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -198,9 +206,9 @@ func (*CapturePCRPolicyResponse) Descriptor() ([]byte, []int) {
 	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *CapturePCRPolicyResponse) GetPolicyJson() []byte {
+func (x *CapturePCRPolicyResponse) GetPolicy() *PCRPolicy {
 	if x != nil {
-		return x.PolicyJson
+		return x.Policy
 	}
 	return nil
 }
@@ -212,17 +220,113 @@ func (x *CapturePCRPolicyResponse) GetNotes() []string {
 	return nil
 }
 
+type PutPCRPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PolicyJson    []byte                 `protobuf:"bytes,1,opt,name=policy_json,json=policyJson,proto3" json:"policy_json,omitempty"` // its revision is ignored: the server counts
+	Replace       bool                   `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"`                        // make a new revision of an existing policy rather than fail
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutPCRPolicyRequest) Reset() {
+	*x = PutPCRPolicyRequest{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutPCRPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutPCRPolicyRequest) ProtoMessage() {}
+
+func (x *PutPCRPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutPCRPolicyRequest.ProtoReflect.Descriptor instead.
+func (*PutPCRPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PutPCRPolicyRequest) GetPolicyJson() []byte {
+	if x != nil {
+		return x.PolicyJson
+	}
+	return nil
+}
+
+func (x *PutPCRPolicyRequest) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+type PutPCRPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *PCRPolicy             `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutPCRPolicyResponse) Reset() {
+	*x = PutPCRPolicyResponse{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutPCRPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutPCRPolicyResponse) ProtoMessage() {}
+
+func (x *PutPCRPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutPCRPolicyResponse.ProtoReflect.Descriptor instead.
+func (*PutPCRPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PutPCRPolicyResponse) GetPolicy() *PCRPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
 type ListPCRPoliciesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	AllRevisions  bool                   `protobuf:"varint,2,opt,name=all_revisions,json=allRevisions,proto3" json:"all_revisions,omitempty"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // empty: all
+	AllRevisions  bool                   `protobuf:"varint,2,opt,name=all_revisions,json=allRevisions,proto3" json:"all_revisions,omitempty"` // also replaced and deleted ones
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPCRPoliciesRequest) Reset() {
 	*x = ListPCRPoliciesRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +338,7 @@ func (x *ListPCRPoliciesRequest) String() string {
 func (*ListPCRPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPCRPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +351,7 @@ func (x *ListPCRPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPCRPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPCRPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListPCRPoliciesRequest) GetName() string {
@@ -266,14 +370,14 @@ func (x *ListPCRPoliciesRequest) GetAllRevisions() bool {
 
 type ListPCRPoliciesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	PoliciesJson  [][]byte               `protobuf:"bytes,1,rep,name=policies_json,json=policiesJson,proto3" json:"policies_json,omitempty"`
+	Policies      []*PCRPolicy           `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPCRPoliciesResponse) Reset() {
 	*x = ListPCRPoliciesResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -285,7 +389,7 @@ func (x *ListPCRPoliciesResponse) String() string {
 func (*ListPCRPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPCRPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -298,14 +402,82 @@ func (x *ListPCRPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPCRPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPCRPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *ListPCRPoliciesResponse) GetPoliciesJson() [][]byte {
+func (x *ListPCRPoliciesResponse) GetPolicies() []*PCRPolicy {
 	if x != nil {
-		return x.PoliciesJson
+		return x.Policies
 	}
 	return nil
+}
+
+type PCRPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PolicyJson    []byte                 `protobuf:"bytes,1,opt,name=policy_json,json=policyJson,proto3" json:"policy_json,omitempty"` // as in trust.json
+	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`                           // as evidence names it
+	CreatedUnix   int64                  `protobuf:"varint,3,opt,name=created_unix,json=createdUnix,proto3" json:"created_unix,omitempty"`
+	DeletedUnix   int64                  `protobuf:"varint,4,opt,name=deleted_unix,json=deletedUnix,proto3" json:"deleted_unix,omitempty"` // 0 unless the policy was deleted at this revision
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PCRPolicy) Reset() {
+	*x = PCRPolicy{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PCRPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PCRPolicy) ProtoMessage() {}
+
+func (x *PCRPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PCRPolicy.ProtoReflect.Descriptor instead.
+func (*PCRPolicy) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PCRPolicy) GetPolicyJson() []byte {
+	if x != nil {
+		return x.PolicyJson
+	}
+	return nil
+}
+
+func (x *PCRPolicy) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *PCRPolicy) GetCreatedUnix() int64 {
+	if x != nil {
+		return x.CreatedUnix
+	}
+	return 0
+}
+
+func (x *PCRPolicy) GetDeletedUnix() int64 {
+	if x != nil {
+		return x.DeletedUnix
+	}
+	return 0
 }
 
 type DeletePCRPolicyRequest struct {
@@ -317,7 +489,7 @@ type DeletePCRPolicyRequest struct {
 
 func (x *DeletePCRPolicyRequest) Reset() {
 	*x = DeletePCRPolicyRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -329,7 +501,7 @@ func (x *DeletePCRPolicyRequest) String() string {
 func (*DeletePCRPolicyRequest) ProtoMessage() {}
 
 func (x *DeletePCRPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -342,7 +514,7 @@ func (x *DeletePCRPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePCRPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePCRPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeletePCRPolicyRequest) GetName() string {
@@ -360,7 +532,7 @@ type DeletePCRPolicyResponse struct {
 
 func (x *DeletePCRPolicyResponse) Reset() {
 	*x = DeletePCRPolicyResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +544,7 @@ func (x *DeletePCRPolicyResponse) String() string {
 func (*DeletePCRPolicyResponse) ProtoMessage() {}
 
 func (x *DeletePCRPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +557,7 @@ func (x *DeletePCRPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePCRPolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePCRPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 type DiffPCRPolicyRequest struct {
@@ -398,7 +570,7 @@ type DiffPCRPolicyRequest struct {
 
 func (x *DiffPCRPolicyRequest) Reset() {
 	*x = DiffPCRPolicyRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +582,7 @@ func (x *DiffPCRPolicyRequest) String() string {
 func (*DiffPCRPolicyRequest) ProtoMessage() {}
 
 func (x *DiffPCRPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +595,7 @@ func (x *DiffPCRPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPCRPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DiffPCRPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DiffPCRPolicyRequest) GetName() string {
@@ -446,14 +618,14 @@ type PCRDifference struct {
 	Bank          string                 `protobuf:"bytes,2,opt,name=bank,proto3" json:"bank,omitempty"`
 	Pcr           uint32                 `protobuf:"varint,3,opt,name=pcr,proto3" json:"pcr,omitempty"`
 	Want          []byte                 `protobuf:"bytes,4,opt,name=want,proto3" json:"want,omitempty"`
-	Got           []byte                 `protobuf:"bytes,5,opt,name=got,proto3" json:"got,omitempty"`
+	Got           []byte                 `protobuf:"bytes,5,opt,name=got,proto3" json:"got,omitempty"` // empty: the agent did not quote it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PCRDifference) Reset() {
 	*x = PCRDifference{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -465,7 +637,7 @@ func (x *PCRDifference) String() string {
 func (*PCRDifference) ProtoMessage() {}
 
 func (x *PCRDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -478,7 +650,7 @@ func (x *PCRDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PCRDifference.ProtoReflect.Descriptor instead.
 func (*PCRDifference) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PCRDifference) GetProfile() string {
@@ -520,14 +692,16 @@ type DiffPCRPolicyResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Matches        bool                   `protobuf:"varint,1,opt,name=matches,proto3" json:"matches,omitempty"`
 	MatchedProfile string                 `protobuf:"bytes,2,opt,name=matched_profile,json=matchedProfile,proto3" json:"matched_profile,omitempty"`
-	Differences    []*PCRDifference       `protobuf:"bytes,3,rep,name=differences,proto3" json:"differences,omitempty"`
+	Differences    []*PCRDifference       `protobuf:"bytes,3,rep,name=differences,proto3" json:"differences,omitempty"`                        // of every profile
+	Expired        []string               `protobuf:"bytes,4,rep,name=expired,proto3" json:"expired,omitempty"`                                // profiles outside their not_before and not_after
+	AttestedUnix   int64                  `protobuf:"varint,5,opt,name=attested_unix,json=attestedUnix,proto3" json:"attested_unix,omitempty"` // when the agent showed the values compared here
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DiffPCRPolicyResponse) Reset() {
 	*x = DiffPCRPolicyResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +713,7 @@ func (x *DiffPCRPolicyResponse) String() string {
 func (*DiffPCRPolicyResponse) ProtoMessage() {}
 
 func (x *DiffPCRPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +726,7 @@ func (x *DiffPCRPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPCRPolicyResponse.ProtoReflect.Descriptor instead.
 func (*DiffPCRPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DiffPCRPolicyResponse) GetMatches() bool {
@@ -576,17 +750,338 @@ func (x *DiffPCRPolicyResponse) GetDifferences() []*PCRDifference {
 	return nil
 }
 
+func (x *DiffPCRPolicyResponse) GetExpired() []string {
+	if x != nil {
+		return x.Expired
+	}
+	return nil
+}
+
+func (x *DiffPCRPolicyResponse) GetAttestedUnix() int64 {
+	if x != nil {
+		return x.AttestedUnix
+	}
+	return 0
+}
+
+type GetNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNodeRequest) Reset() {
+	*x = GetNodeRequest{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNodeRequest) ProtoMessage() {}
+
+func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
+func (*GetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetNodeRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+type Node struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	KeyBound      bool                   `protobuf:"varint,2,opt,name=key_bound,json=keyBound,proto3" json:"key_bound,omitempty"`             // the node's quote covered the key of its SVID
+	AttestedUnix  int64                  `protobuf:"varint,3,opt,name=attested_unix,json=attestedUnix,proto3" json:"attested_unix,omitempty"` // 0: the attestor reported nothing of what follows
+	EkHash        []byte                 `protobuf:"bytes,4,opt,name=ek_hash,json=ekHash,proto3" json:"ek_hash,omitempty"`
+	EkBasis       string                 `protobuf:"bytes,5,opt,name=ek_basis,json=ekBasis,proto3" json:"ek_basis,omitempty"` // "maker" or "allow_list"
+	EkRoot        []byte                 `protobuf:"bytes,6,opt,name=ek_root,json=ekRoot,proto3" json:"ek_root,omitempty"`
+	AkName        []byte                 `protobuf:"bytes,7,opt,name=ak_name,json=akName,proto3" json:"ak_name,omitempty"`
+	Manufacturer  string                 `protobuf:"bytes,8,opt,name=manufacturer,proto3" json:"manufacturer,omitempty"`
+	Firmware      string                 `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Software      bool                   `protobuf:"varint,10,opt,name=software,proto3" json:"software,omitempty"`
+	SecureBoot    string                 `protobuf:"bytes,11,opt,name=secure_boot,json=secureBoot,proto3" json:"secure_boot,omitempty"` // "on", "off" or "" where the event log proves neither
+	Pcrs          []*PCRValue            `protobuf:"bytes,12,rep,name=pcrs,proto3" json:"pcrs,omitempty"`
+	History       []*NodeEvent           `protobuf:"bytes,13,rep,name=history,proto3" json:"history,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Node) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *Node) GetKeyBound() bool {
+	if x != nil {
+		return x.KeyBound
+	}
+	return false
+}
+
+func (x *Node) GetAttestedUnix() int64 {
+	if x != nil {
+		return x.AttestedUnix
+	}
+	return 0
+}
+
+func (x *Node) GetEkHash() []byte {
+	if x != nil {
+		return x.EkHash
+	}
+	return nil
+}
+
+func (x *Node) GetEkBasis() string {
+	if x != nil {
+		return x.EkBasis
+	}
+	return ""
+}
+
+func (x *Node) GetEkRoot() []byte {
+	if x != nil {
+		return x.EkRoot
+	}
+	return nil
+}
+
+func (x *Node) GetAkName() []byte {
+	if x != nil {
+		return x.AkName
+	}
+	return nil
+}
+
+func (x *Node) GetManufacturer() string {
+	if x != nil {
+		return x.Manufacturer
+	}
+	return ""
+}
+
+func (x *Node) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Node) GetSoftware() bool {
+	if x != nil {
+		return x.Software
+	}
+	return false
+}
+
+func (x *Node) GetSecureBoot() string {
+	if x != nil {
+		return x.SecureBoot
+	}
+	return ""
+}
+
+func (x *Node) GetPcrs() []*PCRValue {
+	if x != nil {
+		return x.Pcrs
+	}
+	return nil
+}
+
+func (x *Node) GetHistory() []*NodeEvent {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+type PCRValue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bank          string                 `protobuf:"bytes,1,opt,name=bank,proto3" json:"bank,omitempty"`
+	Index         uint32                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PCRValue) Reset() {
+	*x = PCRValue{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PCRValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PCRValue) ProtoMessage() {}
+
+func (x *PCRValue) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PCRValue.ProtoReflect.Descriptor instead.
+func (*PCRValue) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PCRValue) GetBank() string {
+	if x != nil {
+		return x.Bank
+	}
+	return ""
+}
+
+func (x *PCRValue) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *PCRValue) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type NodeEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtUnix        int64                  `protobuf:"varint,1,opt,name=at_unix,json=atUnix,proto3" json:"at_unix,omitempty"`
+	Event         string                 `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeEvent) Reset() {
+	*x = NodeEvent{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeEvent) ProtoMessage() {}
+
+func (x *NodeEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
+func (*NodeEvent) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *NodeEvent) GetAtUnix() int64 {
+	if x != nil {
+		return x.AtUnix
+	}
+	return 0
+}
+
+func (x *NodeEvent) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
+func (x *NodeEvent) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type ExportTrustRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	Format          string                 `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`
-	LifetimeSeconds int64                  `protobuf:"varint,2,opt,name=lifetime_seconds,json=lifetimeSeconds,proto3" json:"lifetime_seconds,omitempty"`
+	Format          string                 `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`                                           // "rootlink" or "sigstore"
+	LifetimeSeconds int64                  `protobuf:"varint,2,opt,name=lifetime_seconds,json=lifetimeSeconds,proto3" json:"lifetime_seconds,omitempty"` // 0: 90 days
+	LayoutKeys      []*LayoutKey           `protobuf:"bytes,3,rep,name=layout_keys,json=layoutKeys,proto3" json:"layout_keys,omitempty"`
+	RevocationsJson []byte                 `protobuf:"bytes,4,opt,name=revocations_json,json=revocationsJson,proto3" json:"revocations_json,omitempty"` // a revocation file of this trust domain, added to what the server knows
+	AnyNode         bool                   `protobuf:"varint,5,opt,name=any_node,json=anyNode,proto3" json:"any_node,omitempty"`                        // leave the inventory out: any genuine TPM will do
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ExportTrustRequest) Reset() {
 	*x = ExportTrustRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +1093,7 @@ func (x *ExportTrustRequest) String() string {
 func (*ExportTrustRequest) ProtoMessage() {}
 
 func (x *ExportTrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +1106,7 @@ func (x *ExportTrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportTrustRequest.ProtoReflect.Descriptor instead.
 func (*ExportTrustRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExportTrustRequest) GetFormat() string {
@@ -628,17 +1123,91 @@ func (x *ExportTrustRequest) GetLifetimeSeconds() int64 {
 	return 0
 }
 
+func (x *ExportTrustRequest) GetLayoutKeys() []*LayoutKey {
+	if x != nil {
+		return x.LayoutKeys
+	}
+	return nil
+}
+
+func (x *ExportTrustRequest) GetRevocationsJson() []byte {
+	if x != nil {
+		return x.RevocationsJson
+	}
+	return nil
+}
+
+func (x *ExportTrustRequest) GetAnyNode() bool {
+	if x != nil {
+		return x.AnyNode
+	}
+	return false
+}
+
+type LayoutKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SpkiDer       []byte                 `protobuf:"bytes,2,opt,name=spki_der,json=spkiDer,proto3" json:"spki_der,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayoutKey) Reset() {
+	*x = LayoutKey{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayoutKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayoutKey) ProtoMessage() {}
+
+func (x *LayoutKey) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayoutKey.ProtoReflect.Descriptor instead.
+func (*LayoutKey) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LayoutKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LayoutKey) GetSpkiDer() []byte {
+	if x != nil {
+		return x.SpkiDer
+	}
+	return nil
+}
+
 type ExportTrustResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
 	Notes         []string               `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
+	Serial        uint64                 `protobuf:"varint,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportTrustResponse) Reset() {
 	*x = ExportTrustResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +1219,7 @@ func (x *ExportTrustResponse) String() string {
 func (*ExportTrustResponse) ProtoMessage() {}
 
 func (x *ExportTrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +1232,7 @@ func (x *ExportTrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportTrustResponse.ProtoReflect.Descriptor instead.
 func (*ExportTrustResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExportTrustResponse) GetDocument() []byte {
@@ -680,6 +1249,13 @@ func (x *ExportTrustResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *ExportTrustResponse) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
 type JoinLineRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -688,7 +1264,7 @@ type JoinLineRequest struct {
 
 func (x *JoinLineRequest) Reset() {
 	*x = JoinLineRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +1276,7 @@ func (x *JoinLineRequest) String() string {
 func (*JoinLineRequest) ProtoMessage() {}
 
 func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1289,7 @@ func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineRequest.ProtoReflect.Descriptor instead.
 func (*JoinLineRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type JoinLineResponse struct {
@@ -725,7 +1301,7 @@ type JoinLineResponse struct {
 
 func (x *JoinLineResponse) Reset() {
 	*x = JoinLineResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +1313,7 @@ func (x *JoinLineResponse) String() string {
 func (*JoinLineResponse) ProtoMessage() {}
 
 func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +1326,7 @@ func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineResponse.ProtoReflect.Descriptor instead.
 func (*JoinLineResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinLineResponse) GetLine() string {
@@ -758,6 +1334,170 @@ func (x *JoinLineResponse) GetLine() string {
 		return x.Line
 	}
 	return ""
+}
+
+type ListAuthoritiesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuthoritiesRequest) Reset() {
+	*x = ListAuthoritiesRequest{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuthoritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuthoritiesRequest) ProtoMessage() {}
+
+func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
+func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+type ListAuthoritiesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authorities   []*Authority           `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuthoritiesResponse) Reset() {
+	*x = ListAuthoritiesResponse{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuthoritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuthoritiesResponse) ProtoMessage() {}
+
+func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
+func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+type Authority struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                   // hex of the subject key ID
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`             // "prepared", "active" or "retired"
+	Certificate   []byte                 `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	PreparedUnix  int64                  `protobuf:"varint,4,opt,name=prepared_unix,json=preparedUnix,proto3" json:"prepared_unix,omitempty"`
+	ActivatedUnix int64                  `protobuf:"varint,5,opt,name=activated_unix,json=activatedUnix,proto3" json:"activated_unix,omitempty"`
+	RetiredUnix   int64                  `protobuf:"varint,6,opt,name=retired_unix,json=retiredUnix,proto3" json:"retired_unix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Authority) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Authority) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Authority) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *Authority) GetPreparedUnix() int64 {
+	if x != nil {
+		return x.PreparedUnix
+	}
+	return 0
+}
+
+func (x *Authority) GetActivatedUnix() int64 {
+	if x != nil {
+		return x.ActivatedUnix
+	}
+	return 0
+}
+
+func (x *Authority) GetRetiredUnix() int64 {
+	if x != nil {
+		return x.RetiredUnix
+	}
+	return 0
 }
 
 type RotateAuthorityRequest struct {
@@ -768,7 +1508,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1520,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1533,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 type RotateAuthorityResponse struct {
@@ -805,7 +1545,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1557,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1570,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateAuthorityResponse) GetCertificate() []byte {
@@ -848,7 +1588,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1600,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1613,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 type CountersResponse struct {
@@ -885,7 +1625,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1637,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1650,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CountersResponse) GetCounters() map[string]uint64 {
@@ -927,7 +1667,7 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\x1drootlink/admin/v1/admin.proto\x12\x11rootlink.admin.v1\"<\n" +
 	"\fPCRSelection\x12\x12\n" +
 	"\x04bank\x18\x01 \x01(\tR\x04bank\x12\x18\n" +
-	"\aindices\x18\x02 \x03(\rR\aindices\"\xda\x01\n" +
+	"\aindices\x18\x02 \x03(\rR\aindices\"\xf4\x01\n" +
 	"\x17CapturePCRPolicyRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x123\n" +
@@ -936,16 +1676,28 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"addProfile\x12\x1d\n" +
 	"\n" +
 	"not_before\x18\x05 \x01(\x03R\tnotBefore\x12\x1b\n" +
-	"\tnot_after\x18\x06 \x01(\x03R\bnotAfter\"Q\n" +
-	"\x18CapturePCRPolicyResponse\x12\x1f\n" +
+	"\tnot_after\x18\x06 \x01(\x03R\bnotAfter\x12\x18\n" +
+	"\aprofile\x18\a \x01(\tR\aprofile\"f\n" +
+	"\x18CapturePCRPolicyResponse\x124\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1c.rootlink.admin.v1.PCRPolicyR\x06policy\x12\x14\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes\"P\n" +
+	"\x13PutPCRPolicyRequest\x12\x1f\n" +
 	"\vpolicy_json\x18\x01 \x01(\fR\n" +
-	"policyJson\x12\x14\n" +
-	"\x05notes\x18\x02 \x03(\tR\x05notes\"Q\n" +
+	"policyJson\x12\x18\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\"L\n" +
+	"\x14PutPCRPolicyResponse\x124\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1c.rootlink.admin.v1.PCRPolicyR\x06policy\"Q\n" +
 	"\x16ListPCRPoliciesRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
-	"\rall_revisions\x18\x02 \x01(\bR\fallRevisions\">\n" +
-	"\x17ListPCRPoliciesResponse\x12#\n" +
-	"\rpolicies_json\x18\x01 \x03(\fR\fpoliciesJson\",\n" +
+	"\rall_revisions\x18\x02 \x01(\bR\fallRevisions\"S\n" +
+	"\x17ListPCRPoliciesResponse\x128\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1c.rootlink.admin.v1.PCRPolicyR\bpolicies\"\x8a\x01\n" +
+	"\tPCRPolicy\x12\x1f\n" +
+	"\vpolicy_json\x18\x01 \x01(\fR\n" +
+	"policyJson\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12!\n" +
+	"\fcreated_unix\x18\x03 \x01(\x03R\vcreatedUnix\x12!\n" +
+	"\fdeleted_unix\x18\x04 \x01(\x03R\vdeletedUnix\",\n" +
 	"\x16DeletePCRPolicyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x19\n" +
 	"\x17DeletePCRPolicyResponse\"E\n" +
@@ -957,20 +1709,66 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\x04bank\x18\x02 \x01(\tR\x04bank\x12\x10\n" +
 	"\x03pcr\x18\x03 \x01(\rR\x03pcr\x12\x12\n" +
 	"\x04want\x18\x04 \x01(\fR\x04want\x12\x10\n" +
-	"\x03got\x18\x05 \x01(\fR\x03got\"\x9e\x01\n" +
+	"\x03got\x18\x05 \x01(\fR\x03got\"\xdd\x01\n" +
 	"\x15DiffPCRPolicyResponse\x12\x18\n" +
 	"\amatches\x18\x01 \x01(\bR\amatches\x12'\n" +
 	"\x0fmatched_profile\x18\x02 \x01(\tR\x0ematchedProfile\x12B\n" +
-	"\vdifferences\x18\x03 \x03(\v2 .rootlink.admin.v1.PCRDifferenceR\vdifferences\"W\n" +
+	"\vdifferences\x18\x03 \x03(\v2 .rootlink.admin.v1.PCRDifferenceR\vdifferences\x12\x18\n" +
+	"\aexpired\x18\x04 \x03(\tR\aexpired\x12#\n" +
+	"\rattested_unix\x18\x05 \x01(\x03R\fattestedUnix\"+\n" +
+	"\x0eGetNodeRequest\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\"\xaf\x03\n" +
+	"\x04Node\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x1b\n" +
+	"\tkey_bound\x18\x02 \x01(\bR\bkeyBound\x12#\n" +
+	"\rattested_unix\x18\x03 \x01(\x03R\fattestedUnix\x12\x17\n" +
+	"\aek_hash\x18\x04 \x01(\fR\x06ekHash\x12\x19\n" +
+	"\bek_basis\x18\x05 \x01(\tR\aekBasis\x12\x17\n" +
+	"\aek_root\x18\x06 \x01(\fR\x06ekRoot\x12\x17\n" +
+	"\aak_name\x18\a \x01(\fR\x06akName\x12\"\n" +
+	"\fmanufacturer\x18\b \x01(\tR\fmanufacturer\x12\x1a\n" +
+	"\bfirmware\x18\t \x01(\tR\bfirmware\x12\x1a\n" +
+	"\bsoftware\x18\n" +
+	" \x01(\bR\bsoftware\x12\x1f\n" +
+	"\vsecure_boot\x18\v \x01(\tR\n" +
+	"secureBoot\x12/\n" +
+	"\x04pcrs\x18\f \x03(\v2\x1b.rootlink.admin.v1.PCRValueR\x04pcrs\x126\n" +
+	"\ahistory\x18\r \x03(\v2\x1c.rootlink.admin.v1.NodeEventR\ahistory\"J\n" +
+	"\bPCRValue\x12\x12\n" +
+	"\x04bank\x18\x01 \x01(\tR\x04bank\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\rR\x05index\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\"R\n" +
+	"\tNodeEvent\x12\x17\n" +
+	"\aat_unix\x18\x01 \x01(\x03R\x06atUnix\x12\x14\n" +
+	"\x05event\x18\x02 \x01(\tR\x05event\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xdc\x01\n" +
 	"\x12ExportTrustRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\tR\x06format\x12)\n" +
-	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\"G\n" +
+	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\x12=\n" +
+	"\vlayout_keys\x18\x03 \x03(\v2\x1c.rootlink.admin.v1.LayoutKeyR\n" +
+	"layoutKeys\x12)\n" +
+	"\x10revocations_json\x18\x04 \x01(\fR\x0frevocationsJson\x12\x19\n" +
+	"\bany_node\x18\x05 \x01(\bR\aanyNode\":\n" +
+	"\tLayoutKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bspki_der\x18\x02 \x01(\fR\aspkiDer\"_\n" +
 	"\x13ExportTrustResponse\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x14\n" +
-	"\x05notes\x18\x02 \x03(\tR\x05notes\"\x11\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\x04R\x06serial\"\x11\n" +
 	"\x0fJoinLineRequest\"&\n" +
 	"\x10JoinLineResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\tR\x04line\"\x18\n" +
+	"\x16ListAuthoritiesRequest\"Y\n" +
+	"\x17ListAuthoritiesResponse\x12>\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x1c.rootlink.admin.v1.AuthorityR\vauthorities\"\xc2\x01\n" +
+	"\tAuthority\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12 \n" +
+	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12#\n" +
+	"\rprepared_unix\x18\x04 \x01(\x03R\fpreparedUnix\x12%\n" +
+	"\x0eactivated_unix\x18\x05 \x01(\x03R\ractivatedUnix\x12!\n" +
+	"\fretired_unix\x18\x06 \x01(\x03R\vretiredUnix\"\x18\n" +
 	"\x16RotateAuthorityRequest\";\n" +
 	"\x17RotateAuthorityResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\x11\n" +
@@ -979,14 +1777,17 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\bcounters\x18\x01 \x03(\v21.rootlink.admin.v1.CountersResponse.CountersEntryR\bcounters\x1a;\n" +
 	"\rCountersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\x9e\x06\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\xb0\b\n" +
 	"\x05Admin\x12k\n" +
-	"\x10CapturePCRPolicy\x12*.rootlink.admin.v1.CapturePCRPolicyRequest\x1a+.rootlink.admin.v1.CapturePCRPolicyResponse\x12h\n" +
+	"\x10CapturePCRPolicy\x12*.rootlink.admin.v1.CapturePCRPolicyRequest\x1a+.rootlink.admin.v1.CapturePCRPolicyResponse\x12_\n" +
+	"\fPutPCRPolicy\x12&.rootlink.admin.v1.PutPCRPolicyRequest\x1a'.rootlink.admin.v1.PutPCRPolicyResponse\x12h\n" +
 	"\x0fListPCRPolicies\x12).rootlink.admin.v1.ListPCRPoliciesRequest\x1a*.rootlink.admin.v1.ListPCRPoliciesResponse\x12h\n" +
 	"\x0fDeletePCRPolicy\x12).rootlink.admin.v1.DeletePCRPolicyRequest\x1a*.rootlink.admin.v1.DeletePCRPolicyResponse\x12b\n" +
-	"\rDiffPCRPolicy\x12'.rootlink.admin.v1.DiffPCRPolicyRequest\x1a(.rootlink.admin.v1.DiffPCRPolicyResponse\x12\\\n" +
+	"\rDiffPCRPolicy\x12'.rootlink.admin.v1.DiffPCRPolicyRequest\x1a(.rootlink.admin.v1.DiffPCRPolicyResponse\x12E\n" +
+	"\aGetNode\x12!.rootlink.admin.v1.GetNodeRequest\x1a\x17.rootlink.admin.v1.Node\x12\\\n" +
 	"\vExportTrust\x12%.rootlink.admin.v1.ExportTrustRequest\x1a&.rootlink.admin.v1.ExportTrustResponse\x12S\n" +
 	"\bJoinLine\x12\".rootlink.admin.v1.JoinLineRequest\x1a#.rootlink.admin.v1.JoinLineResponse\x12h\n" +
+	"\x0fListAuthorities\x12).rootlink.admin.v1.ListAuthoritiesRequest\x1a*.rootlink.admin.v1.ListAuthoritiesResponse\x12h\n" +
 	"\x0fRotateAuthority\x12).rootlink.admin.v1.RotateAuthorityRequest\x1a*.rootlink.admin.v1.RotateAuthorityResponse\x12S\n" +
 	"\bCounters\x12\".rootlink.admin.v1.CountersRequest\x1a#.rootlink.admin.v1.CountersResponseB>Z<github.com/rootlink/rootlink/proto/rootlink/admin/v1;adminv1b\x06proto3"
 
@@ -1002,53 +1803,77 @@ func file_rootlink_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_rootlink_admin_v1_admin_proto_rawDescData
 }
 
-var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*PCRSelection)(nil),             // 0: rootlink.admin.v1.PCRSelection
 	(*CapturePCRPolicyRequest)(nil),  // 1: rootlink.admin.v1.CapturePCRPolicyRequest
 	(*CapturePCRPolicyResponse)(nil), // 2: rootlink.admin.v1.CapturePCRPolicyResponse
-	(*ListPCRPoliciesRequest)(nil),   // 3: rootlink.admin.v1.ListPCRPoliciesRequest
-	(*ListPCRPoliciesResponse)(nil),  // 4: rootlink.admin.v1.ListPCRPoliciesResponse
-	(*DeletePCRPolicyRequest)(nil),   // 5: rootlink.admin.v1.DeletePCRPolicyRequest
-	(*DeletePCRPolicyResponse)(nil),  // 6: rootlink.admin.v1.DeletePCRPolicyResponse
-	(*DiffPCRPolicyRequest)(nil),     // 7: rootlink.admin.v1.DiffPCRPolicyRequest
-	(*PCRDifference)(nil),            // 8: rootlink.admin.v1.PCRDifference
-	(*DiffPCRPolicyResponse)(nil),    // 9: rootlink.admin.v1.DiffPCRPolicyResponse
-	(*ExportTrustRequest)(nil),       // 10: rootlink.admin.v1.ExportTrustRequest
-	(*ExportTrustResponse)(nil),      // 11: rootlink.admin.v1.ExportTrustResponse
-	(*JoinLineRequest)(nil),          // 12: rootlink.admin.v1.JoinLineRequest
-	(*JoinLineResponse)(nil),         // 13: rootlink.admin.v1.JoinLineResponse
-	(*RotateAuthorityRequest)(nil),   // 14: rootlink.admin.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil),  // 15: rootlink.admin.v1.RotateAuthorityResponse
-	(*CountersRequest)(nil),          // 16: rootlink.admin.v1.CountersRequest
-	(*CountersResponse)(nil),         // 17: rootlink.admin.v1.CountersResponse
-	nil,                              // 18: rootlink.admin.v1.CountersResponse.CountersEntry
+	(*PutPCRPolicyRequest)(nil),      // 3: rootlink.admin.v1.PutPCRPolicyRequest
+	(*PutPCRPolicyResponse)(nil),     // 4: rootlink.admin.v1.PutPCRPolicyResponse
+	(*ListPCRPoliciesRequest)(nil),   // 5: rootlink.admin.v1.ListPCRPoliciesRequest
+	(*ListPCRPoliciesResponse)(nil),  // 6: rootlink.admin.v1.ListPCRPoliciesResponse
+	(*PCRPolicy)(nil),                // 7: rootlink.admin.v1.PCRPolicy
+	(*DeletePCRPolicyRequest)(nil),   // 8: rootlink.admin.v1.DeletePCRPolicyRequest
+	(*DeletePCRPolicyResponse)(nil),  // 9: rootlink.admin.v1.DeletePCRPolicyResponse
+	(*DiffPCRPolicyRequest)(nil),     // 10: rootlink.admin.v1.DiffPCRPolicyRequest
+	(*PCRDifference)(nil),            // 11: rootlink.admin.v1.PCRDifference
+	(*DiffPCRPolicyResponse)(nil),    // 12: rootlink.admin.v1.DiffPCRPolicyResponse
+	(*GetNodeRequest)(nil),           // 13: rootlink.admin.v1.GetNodeRequest
+	(*Node)(nil),                     // 14: rootlink.admin.v1.Node
+	(*PCRValue)(nil),                 // 15: rootlink.admin.v1.PCRValue
+	(*NodeEvent)(nil),                // 16: rootlink.admin.v1.NodeEvent
+	(*ExportTrustRequest)(nil),       // 17: rootlink.admin.v1.ExportTrustRequest
+	(*LayoutKey)(nil),                // 18: rootlink.admin.v1.LayoutKey
+	(*ExportTrustResponse)(nil),      // 19: rootlink.admin.v1.ExportTrustResponse
+	(*JoinLineRequest)(nil),          // 20: rootlink.admin.v1.JoinLineRequest
+	(*JoinLineResponse)(nil),         // 21: rootlink.admin.v1.JoinLineResponse
+	(*ListAuthoritiesRequest)(nil),   // 22: rootlink.admin.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),  // 23: rootlink.admin.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                // 24: rootlink.admin.v1.Authority
+	(*RotateAuthorityRequest)(nil),   // 25: rootlink.admin.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 26: rootlink.admin.v1.RotateAuthorityResponse
+	(*CountersRequest)(nil),          // 27: rootlink.admin.v1.CountersRequest
+	(*CountersResponse)(nil),         // 28: rootlink.admin.v1.CountersResponse
+	nil,                              // 29: rootlink.admin.v1.CountersResponse.CountersEntry
 }
 var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: rootlink.admin.v1.CapturePCRPolicyRequest.pcrs:type_name -> rootlink.admin.v1.PCRSelection
-	8,  // 1: rootlink.admin.v1.DiffPCRPolicyResponse.differences:type_name -> rootlink.admin.v1.PCRDifference
-	18, // 2: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
-	1,  // 3: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
-	3,  // 4: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
-	5,  // 5: rootlink.admin.v1.Admin.DeletePCRPolicy:input_type -> rootlink.admin.v1.DeletePCRPolicyRequest
-	7,  // 6: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
-	10, // 7: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
-	12, // 8: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
-	14, // 9: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
-	16, // 10: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
-	2,  // 11: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
-	4,  // 12: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
-	6,  // 13: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
-	9,  // 14: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
-	11, // 15: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
-	13, // 16: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
-	15, // 17: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
-	17, // 18: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
-	11, // [11:19] is the sub-list for method output_type
-	3,  // [3:11] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	7,  // 1: rootlink.admin.v1.CapturePCRPolicyResponse.policy:type_name -> rootlink.admin.v1.PCRPolicy
+	7,  // 2: rootlink.admin.v1.PutPCRPolicyResponse.policy:type_name -> rootlink.admin.v1.PCRPolicy
+	7,  // 3: rootlink.admin.v1.ListPCRPoliciesResponse.policies:type_name -> rootlink.admin.v1.PCRPolicy
+	11, // 4: rootlink.admin.v1.DiffPCRPolicyResponse.differences:type_name -> rootlink.admin.v1.PCRDifference
+	15, // 5: rootlink.admin.v1.Node.pcrs:type_name -> rootlink.admin.v1.PCRValue
+	16, // 6: rootlink.admin.v1.Node.history:type_name -> rootlink.admin.v1.NodeEvent
+	18, // 7: rootlink.admin.v1.ExportTrustRequest.layout_keys:type_name -> rootlink.admin.v1.LayoutKey
+	24, // 8: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
+	29, // 9: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
+	1,  // 10: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
+	3,  // 11: rootlink.admin.v1.Admin.PutPCRPolicy:input_type -> rootlink.admin.v1.PutPCRPolicyRequest
+	5,  // 12: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
+	8,  // 13: rootlink.admin.v1.Admin.DeletePCRPolicy:input_type -> rootlink.admin.v1.DeletePCRPolicyRequest
+	10, // 14: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
+	13, // 15: rootlink.admin.v1.Admin.GetNode:input_type -> rootlink.admin.v1.GetNodeRequest
+	17, // 16: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
+	20, // 17: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
+	22, // 18: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
+	25, // 19: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
+	27, // 20: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
+	2,  // 21: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
+	4,  // 22: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
+	6,  // 23: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
+	9,  // 24: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
+	12, // 25: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
+	14, // 26: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
+	19, // 27: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
+	21, // 28: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
+	23, // 29: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
+	26, // 30: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
+	28, // 31: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
+	21, // [21:32] is the sub-list for method output_type
+	10, // [10:21] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_rootlink_admin_v1_admin_proto_init() }
@@ -1062,7 +1887,7 @@ func file_rootlink_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rootlink_admin_v1_admin_proto_rawDesc), len(file_rootlink_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,11 +23,14 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Admin_CapturePCRPolicy_FullMethodName = "/rootlink.admin.v1.Admin/CapturePCRPolicy"
+	Admin_PutPCRPolicy_FullMethodName     = "/rootlink.admin.v1.Admin/PutPCRPolicy"
 	Admin_ListPCRPolicies_FullMethodName  = "/rootlink.admin.v1.Admin/ListPCRPolicies"
 	Admin_DeletePCRPolicy_FullMethodName  = "/rootlink.admin.v1.Admin/DeletePCRPolicy"
 	Admin_DiffPCRPolicy_FullMethodName    = "/rootlink.admin.v1.Admin/DiffPCRPolicy"
+	Admin_GetNode_FullMethodName          = "/rootlink.admin.v1.Admin/GetNode"
 	Admin_ExportTrust_FullMethodName      = "/rootlink.admin.v1.Admin/ExportTrust"
 	Admin_JoinLine_FullMethodName         = "/rootlink.admin.v1.Admin/JoinLine"
+	Admin_ListAuthorities_FullMethodName  = "/rootlink.admin.v1.Admin/ListAuthorities"
 	Admin_RotateAuthority_FullMethodName  = "/rootlink.admin.v1.Admin/RotateAuthority"
 	Admin_Counters_FullMethodName         = "/rootlink.admin.v1.Admin/Counters"
 )
@@ -36,14 +39,23 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type AdminClient interface {
+	// CapturePCRPolicy makes a profile of what an agent last attested.
 	CapturePCRPolicy(ctx context.Context, in *CapturePCRPolicyRequest, opts ...grpc.CallOption) (*CapturePCRPolicyResponse, error)
+	// PutPCRPolicy takes a policy that was written by hand.
+	PutPCRPolicy(ctx context.Context, in *PutPCRPolicyRequest, opts ...grpc.CallOption) (*PutPCRPolicyResponse, error)
 	ListPCRPolicies(ctx context.Context, in *ListPCRPoliciesRequest, opts ...grpc.CallOption) (*ListPCRPoliciesResponse, error)
+	// DeletePCRPolicy ends a policy: nothing is issued under it from now on. Its
+	// revisions stay on record and in trust.json, since what was issued under
+	// them is still to be judged by them.
 	DeletePCRPolicy(ctx context.Context, in *DeletePCRPolicyRequest, opts ...grpc.CallOption) (*DeletePCRPolicyResponse, error)
 	// DiffPCRPolicy compares a policy with an agent's last attested values.
 	DiffPCRPolicy(ctx context.Context, in *DiffPCRPolicyRequest, opts ...grpc.CallOption) (*DiffPCRPolicyResponse, error)
+	// GetNode tells of an agent what SPIRE's Agent API has no field for.
+	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*Node, error)
 	// ExportTrust returns trust.json or its Sigstore part.
 	ExportTrust(ctx context.Context, in *ExportTrustRequest, opts ...grpc.CallOption) (*ExportTrustResponse, error)
 	JoinLine(ctx context.Context, in *JoinLineRequest, opts ...grpc.CallOption) (*JoinLineResponse, error)
+	ListAuthorities(ctx context.Context, in *ListAuthoritiesRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error)
 	// RotateAuthority prepares and activates a new X.509 authority now.
 	RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error)
 	// Counters returns every issuance refusal counted by reason, and the like.
@@ -62,6 +74,16 @@ func (c *adminClient) CapturePCRPolicy(ctx context.Context, in *CapturePCRPolicy
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CapturePCRPolicyResponse)
 	err := c.cc.Invoke(ctx, Admin_CapturePCRPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) PutPCRPolicy(ctx context.Context, in *PutPCRPolicyRequest, opts ...grpc.CallOption) (*PutPCRPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutPCRPolicyResponse)
+	err := c.cc.Invoke(ctx, Admin_PutPCRPolicy_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +120,16 @@ func (c *adminClient) DiffPCRPolicy(ctx context.Context, in *DiffPCRPolicyReques
 	return out, nil
 }
 
+func (c *adminClient) GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*Node, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Node)
+	err := c.cc.Invoke(ctx, Admin_GetNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) ExportTrust(ctx context.Context, in *ExportTrustRequest, opts ...grpc.CallOption) (*ExportTrustResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExportTrustResponse)
@@ -112,6 +144,16 @@ func (c *adminClient) JoinLine(ctx context.Context, in *JoinLineRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinLineResponse)
 	err := c.cc.Invoke(ctx, Admin_JoinLine_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListAuthorities(ctx context.Context, in *ListAuthoritiesRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuthoritiesResponse)
+	err := c.cc.Invoke(ctx, Admin_ListAuthorities_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -142,14 +184,23 @@ func (c *adminClient) Counters(ctx context.Context, in *CountersRequest, opts ..
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
 type AdminServer interface {
+	// CapturePCRPolicy makes a profile of what an agent last attested.
 	CapturePCRPolicy(context.Context, *CapturePCRPolicyRequest) (*CapturePCRPolicyResponse, error)
+	// PutPCRPolicy takes a policy that was written by hand.
+	PutPCRPolicy(context.Context, *PutPCRPolicyRequest) (*PutPCRPolicyResponse, error)
 	ListPCRPolicies(context.Context, *ListPCRPoliciesRequest) (*ListPCRPoliciesResponse, error)
+	// DeletePCRPolicy ends a policy: nothing is issued under it from now on. Its
+	// revisions stay on record and in trust.json, since what was issued under
+	// them is still to be judged by them.
 	DeletePCRPolicy(context.Context, *DeletePCRPolicyRequest) (*DeletePCRPolicyResponse, error)
 	// DiffPCRPolicy compares a policy with an agent's last attested values.
 	DiffPCRPolicy(context.Context, *DiffPCRPolicyRequest) (*DiffPCRPolicyResponse, error)
+	// GetNode tells of an agent what SPIRE's Agent API has no field for.
+	GetNode(context.Context, *GetNodeRequest) (*Node, error)
 	// ExportTrust returns trust.json or its Sigstore part.
 	ExportTrust(context.Context, *ExportTrustRequest) (*ExportTrustResponse, error)
 	JoinLine(context.Context, *JoinLineRequest) (*JoinLineResponse, error)
+	ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error)
 	// RotateAuthority prepares and activates a new X.509 authority now.
 	RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error)
 	// Counters returns every issuance refusal counted by reason, and the like.
@@ -167,6 +218,9 @@ type UnimplementedAdminServer struct{}
 func (UnimplementedAdminServer) CapturePCRPolicy(context.Context, *CapturePCRPolicyRequest) (*CapturePCRPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CapturePCRPolicy not implemented")
 }
+func (UnimplementedAdminServer) PutPCRPolicy(context.Context, *PutPCRPolicyRequest) (*PutPCRPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutPCRPolicy not implemented")
+}
 func (UnimplementedAdminServer) ListPCRPolicies(context.Context, *ListPCRPoliciesRequest) (*ListPCRPoliciesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPCRPolicies not implemented")
 }
@@ -176,11 +230,17 @@ func (UnimplementedAdminServer) DeletePCRPolicy(context.Context, *DeletePCRPolic
 func (UnimplementedAdminServer) DiffPCRPolicy(context.Context, *DiffPCRPolicyRequest) (*DiffPCRPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DiffPCRPolicy not implemented")
 }
+func (UnimplementedAdminServer) GetNode(context.Context, *GetNodeRequest) (*Node, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetNode not implemented")
+}
 func (UnimplementedAdminServer) ExportTrust(context.Context, *ExportTrustRequest) (*ExportTrustResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExportTrust not implemented")
 }
 func (UnimplementedAdminServer) JoinLine(context.Context, *JoinLineRequest) (*JoinLineResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method JoinLine not implemented")
+}
+func (UnimplementedAdminServer) ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAuthorities not implemented")
 }
 func (UnimplementedAdminServer) RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateAuthority not implemented")
@@ -223,6 +283,24 @@ func _Admin_CapturePCRPolicy_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).CapturePCRPolicy(ctx, req.(*CapturePCRPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_PutPCRPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutPCRPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).PutPCRPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_PutPCRPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).PutPCRPolicy(ctx, req.(*PutPCRPolicyRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -281,6 +359,24 @@ func _Admin_DiffPCRPolicy_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_GetNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).GetNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_GetNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).GetNode(ctx, req.(*GetNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_ExportTrust_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExportTrustRequest)
 	if err := dec(in); err != nil {
@@ -313,6 +409,24 @@ func _Admin_JoinLine_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).JoinLine(ctx, req.(*JoinLineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListAuthorities_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuthoritiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListAuthorities(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListAuthorities_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListAuthorities(ctx, req.(*ListAuthoritiesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -365,6 +479,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_CapturePCRPolicy_Handler,
 		},
 		{
+			MethodName: "PutPCRPolicy",
+			Handler:    _Admin_PutPCRPolicy_Handler,
+		},
+		{
 			MethodName: "ListPCRPolicies",
 			Handler:    _Admin_ListPCRPolicies_Handler,
 		},
@@ -377,12 +495,20 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_DiffPCRPolicy_Handler,
 		},
 		{
+			MethodName: "GetNode",
+			Handler:    _Admin_GetNode_Handler,
+		},
+		{
 			MethodName: "ExportTrust",
 			Handler:    _Admin_ExportTrust_Handler,
 		},
 		{
 			MethodName: "JoinLine",
 			Handler:    _Admin_JoinLine_Handler,
+		},
+		{
+			MethodName: "ListAuthorities",
+			Handler:    _Admin_ListAuthorities_Handler,
 		},
 		{
 			MethodName: "RotateAuthority",
