@@ -49,6 +49,17 @@ func runRole(role string, args []string) int {
 		return fail(syscall.Exec(args[1], args[1:], os.Environ()))
 	case "children": // args: socket, then one letter per child
 		return holdChildren(args, in)
+	case "new-measurer":
+		_, err := NewMeasurer(Options{})
+		say(fmt.Sprint("measurer ", err))
+		return 0
+	case "overlay-exec": // args: base, merged; in a user and mount namespace of its own
+		opts := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work,userxattr", args[0])
+		if err := unix.Mount("overlay", args[1], "overlay", 0, opts); err != nil {
+			return fail(err)
+		}
+		os.Setenv("WORKLOAD_TEST_ROLE", "wait")
+		return fail(syscall.Exec(args[1]+"/prog", []string{"prog"}, os.Environ()))
 	case "server": // args: socket to listen on; says whether the first peer has a pid
 		return server(args[0])
 	}
@@ -133,4 +144,22 @@ func server(path string) int {
 	_, err = PeerOf(c)
 	fmt.Println("peer", err, "hint", Hint(err))
 	return 0
+}
+
+// onTracer runs f on a thread that holds pid stopped under its trace.
+func onTracer(pid int, f func()) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if _, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, 0, 0, 0); e != 0 {
+		return e
+	}
+	if err := unix.PtraceInterrupt(pid); err != nil {
+		return err
+	}
+	var ws unix.WaitStatus
+	if _, err := unix.Wait4(pid, &ws, unix.WALL, nil); err != nil {
+		return err
+	}
+	f()
+	return unix.PtraceDetach(pid)
 }
