@@ -21,5 +21,6 @@ const (
 	MaxPolicies     = 4096 // PCR policy revisions
 	MaxAuthorities  = 1024 // SVID authorities, and as many attestation CAs
 	MaxIDs          = 1 << 16
+	MaxLinks        = 256  // in one verification
 	MaxPattern      = 2048 // SPIFFE ID limit of the SPIFFE-ID specification
 )

@@ -1,0 +1,102 @@
+package link
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// words says in prose what was proved, what only the recorder says, and whose
+// word is taken for the rest. Nothing is said of links that were refused on
+// cryptographic grounds before the evidence was proved.
+func (v *linkVerifier) words() {
+	c, out := v.out.Chain, v.out
+	if s := c.Statement; s != nil {
+		who := "the recorder"
+		out.SaidBy = append(out.SaidBy,
+			Said{"command", strings.Join(s.Command, " ")},
+			Said{"materials and products", fmt.Sprintf("%d materials, %d products", s.Materials, len(s.Subjects))})
+		if s.ExitCode != nil {
+			out.SaidBy = append(out.SaidBy, Said{"exit code", fmt.Sprint(*s.ExitCode)})
+		}
+		if s.Git != nil && s.Git.Commit != "" {
+			out.SaidBy = append(out.SaidBy, Said{"git commit", gitString(s.Git)})
+		}
+		if p := c.Programs; p != nil {
+			who = "the recorder " + short(p.Recorder)
+			if !p.RecorderProtected {
+				who += ", UNPROTECTED: or any other process of its user"
+			}
+		}
+		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "materials, products and how the step ended", Who: who})
+	}
+	if v.verified == nil {
+		return
+	}
+	l := v.verified.Leaf()
+	out.ProvedByTPM = append(out.ProvedByTPM,
+		fmt.Sprintf("whoever could use AK %s in the TPM with EK %s committed to exactly this statement and SVID key", short(c.AK.Name), short(c.EK.SHA256)),
+		fmt.Sprintf("that TPM's PCRs had the values shown, at reset %d, restart %d", c.Quote.ResetCount, c.Quote.RestartCount),
+		fmt.Sprintf("the commitment names tool %s, recorder %s and identity %s, and was made after the nonce", short(hex.EncodeToString(l.Tool[:])), short(hex.EncodeToString(l.Recorder[:])), l.SPIFFEID),
+	)
+	same := slices.ContainsFunc(v.trust.attestCAs, func(ca *x509.Certificate) bool {
+		return hexHash(spkiHash(ca)) == c.AK.CAKeySHA256 && sameOperator(ca, v.authority.Certificate)
+	})
+	out.TakenOnWordOf = append(out.TakenOnWordOf,
+		Word{What: "AK and EK live in one TPM, which is what it says it is", Who: "attestation CA " + c.AK.CertifiedBy, SameOperator: same},
+		Word{What: "the nonce's time", Who: "SVID authority " + c.SVID.Authority, SameOperator: true},
+		Word{What: "the signing time", Who: "nobody: judged by the verifier's own clock"},
+		Word{What: "tool and recorder hashes", Who: "the agent on that machine, as honest as its boot state and its root user"},
+	)
+	if c.EK.Basis == "allow_list" {
+		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the EK is a real TPM's", Who: "the allow-list in trust.json"})
+	}
+	if c.Quote.Policy == nil {
+		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the boot state is a good one", Who: "nobody: it was not judged"})
+	} else {
+		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the boot state is a good one", Who: "the author of PCR policy " + c.Quote.Policy.Name + " in trust.json"})
+	}
+}
+
+func gitString(g *Git) string {
+	s := g.Commit
+	if g.Dirty != nil && *g.Dirty {
+		s += " (with local changes)"
+	}
+	if g.Remote != "" {
+		s += " of " + g.Remote
+	}
+	return s
+}
+
+// sameOperator: both certificates name one organisation. Without a name there
+// is nothing that would tell them apart.
+func sameOperator(a, b *x509.Certificate) bool {
+	return slices.Equal(a.Subject.Organization, b.Subject.Organization)
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func hexHash(h [32]byte) string { return hex.EncodeToString(h[:]) }
+
+// short is a hash's beginning, for people.
+func short(h string) string {
+	if len(h) > 12 {
+		return h[:12] + "…"
+	}
+	return h
+}
+
+func digestString(set map[string]string) string {
+	var out []string
+	for alg, v := range set {
+		out = append(out, alg+":"+v)
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+func baseName(s string) string { return s[strings.LastIndexByte(s, '/')+1:] }

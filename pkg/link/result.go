@@ -1,0 +1,217 @@
+package link
+
+import (
+	"time"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// ResultSchema is the version of Result's JSON. Fields are added without a new
+// version; none is removed or changes its meaning.
+const ResultSchema = 1
+
+// Verdicts.
+const (
+	VerdictVerified = "verified"
+	VerdictRefused  = "refused"
+)
+
+// Failure classes, as the exit code of `rootlink verify` tells them apart.
+const (
+	ClassCryptographic = "cryptographic"
+	ClassPolicy        = "policy"
+)
+
+// Input is what Verify judges.
+type Input struct {
+	Links     []LinkInput
+	Artifacts []Artifact // each must be a subject of at least one link
+	Identity  string     // pattern that every signer must match; needed
+	// LeastSerial is the highest serial of trust.json seen before.
+	LeastSerial uint64
+	// NotBefore, when set, refuses links whose nonce is older: a genuine link
+	// of an earlier run, replayed.
+	NotBefore time.Time
+}
+
+// LinkInput is one bundle with what ships beside it.
+type LinkInput struct {
+	Name     string // for messages: the file's name
+	Bundle   []byte
+	EventLog []byte // optional; must have the digest that the evidence names
+}
+
+// Artifact is a file or directory whose digest the caller took.
+type Artifact struct {
+	Name   string            `json:"name"`
+	Digest map[string]string `json:"digest"` // "sha256" of a file, DirHashAlg of a directory
+}
+
+// Result is what Verify found, complete also when it refused.
+type Result struct {
+	SchemaVersion int              `json:"schema_version"`
+	Verdict       string           `json:"verdict"`
+	Failure       *Failure         `json:"failure,omitempty"` // the first one
+	Identity      string           `json:"identity"`          // the pattern asked for
+	Trust         TrustInfo        `json:"trust"`
+	Time          TimeInfo         `json:"time"`
+	Links         []LinkResult     `json:"links"`
+	Artifacts     []ArtifactResult `json:"artifacts"`
+	// Checks concern the whole: trust.json and artifacts. A link's own are in it.
+	Checks []attest.Check `json:"checks"`
+}
+
+// Failure says why a verdict is "refused".
+type Failure struct {
+	Class   string `json:"class"`          // "cryptographic" or "policy"
+	Check   string `json:"check"`          // ID of the first failed check
+	Link    string `json:"link,omitempty"` // name of the link it is about
+	Message string `json:"message"`
+}
+
+// TrustInfo names the trust.json that was used.
+type TrustInfo struct {
+	TrustDomain string    `json:"trust_domain"`
+	Serial      uint64    `json:"serial"`
+	Expires     time.Time `json:"expires"`
+}
+
+// TimeInfo is the time T at which certificates were judged.
+type TimeInfo struct {
+	At       time.Time `json:"at"`
+	Attested bool      `json:"attested"` // by a timestamp; false: the verifier's own clock
+	Source   string    `json:"source"`
+}
+
+// ArtifactResult says which links have an artifact among their subjects.
+type ArtifactResult struct {
+	Artifact
+	Matches []Match `json:"matches"`
+}
+
+// Match is one subject with an artifact's digest.
+type Match struct {
+	Link    string `json:"link"`
+	Subject string `json:"subject"`
+}
+
+// LinkResult is what was found about one link. Fields below Verdict hold what
+// had been established when the first check failed, nothing more.
+type LinkResult struct {
+	Name    string `json:"name"`
+	Verdict string `json:"verdict"`
+	// Chain is the way from the statement to the TPM maker, filled as far as
+	// checks passed.
+	Chain         Chain    `json:"chain"`
+	Tier          string   `json:"tier,omitempty"`
+	SoftwareTPM   bool     `json:"software_tpm"`
+	ProvedByTPM   []string `json:"proved_by_tpm"`
+	SaidBy        []Said   `json:"said_by_recorder"`
+	TakenOnWordOf []Word   `json:"taken_on_word_of"`
+
+	Checks []attest.Check `json:"checks"`
+}
+
+// Said is one thing that only the recorder says.
+type Said struct {
+	What  string `json:"what"`
+	Value string `json:"value"`
+}
+
+// Word is one thing that somebody's word is taken for.
+type Word struct {
+	What string `json:"what"`
+	Who  string `json:"who"`
+	// SameOperator: the same organisation also runs the SVID authority.
+	SameOperator bool `json:"same_operator_as_svid_authority,omitempty"`
+}
+
+// Chain holds its links from the statement down to the maker's root. A nil
+// member was not established.
+type Chain struct {
+	Statement *StatementInfo `json:"link,omitempty"`
+	SVID      *SVIDInfo      `json:"svid,omitempty"`
+	Programs  *ProgramsInfo  `json:"programs,omitempty"`
+	Quote     *QuoteInfo     `json:"quote,omitempty"`
+	AK        *AKInfo        `json:"ak,omitempty"`
+	EK        *EKInfo        `json:"ek,omitempty"`
+	Maker     *MakerInfo     `json:"maker_root,omitempty"`
+}
+
+// StatementInfo is the signed statement, as the recorder said it.
+type StatementInfo struct {
+	Step          string     `json:"step"`
+	Command       []string   `json:"command"`
+	PayloadSHA256 string     `json:"payload_sha256"` // of the DSSE pre-authentication encoding
+	Subjects      []Resource `json:"subjects"`
+	Materials     int        `json:"materials"`
+	ExitCode      *int       `json:"exit_code,omitempty"`
+	Git           *Git       `json:"git,omitempty"`
+	Started       time.Time  `json:"started,omitzero"`
+	Finished      time.Time  `json:"finished,omitzero"`
+}
+
+// SVIDInfo is the signer's certificate and the authority that issued it.
+type SVIDInfo struct {
+	SPIFFEID     string    `json:"spiffe_id"`
+	KeySHA256    string    `json:"key_sha256"`
+	NotBefore    time.Time `json:"not_before"`
+	NotAfter     time.Time `json:"not_after"`
+	Authority    string    `json:"authority"`
+	AuthorityKey string    `json:"authority_key_sha256"`
+}
+
+// ProgramsInfo is what the agent measured and the TPM committed to.
+type ProgramsInfo struct {
+	Executable        string   `json:"executable_sha256"` // holds the key
+	Tool              string   `json:"tool_sha256"`
+	Tools             []string `json:"tools_sha256"` // every main program of the step
+	Recorder          string   `json:"recorder_sha256"`
+	RecorderProtected bool     `json:"recorder_protected"`
+	Selectors         []string `json:"selectors"`
+}
+
+// QuoteInfo is the TPM's quote and the boot state in it.
+type QuoteInfo struct {
+	NonceTime       time.Time                    `json:"nonce_time"`
+	ResetCount      uint32                       `json:"reset_count"`
+	RestartCount    uint32                       `json:"restart_count"`
+	Safe            bool                         `json:"safe"`
+	FirmwareVersion uint64                       `json:"firmware_version"`
+	PCRs            map[string]map[string]string `json:"pcrs"`
+	Policy          *PolicyInfo                  `json:"pcr_policy,omitempty"` // the one that was met
+	SecureBoot      *bool                        `json:"secure_boot,omitempty"`
+	EventLog        string                       `json:"event_log,omitempty"` // digest that the evidence names
+}
+
+// PolicyInfo names a PCR policy revision and its profile.
+type PolicyInfo struct {
+	Name     string `json:"name"`
+	Revision uint64 `json:"revision"`
+	Profile  string `json:"profile"`
+}
+
+// AKInfo is the key that signed the quote.
+type AKInfo struct {
+	Name         string    `json:"name"` // TPM name, hex
+	CertifiedBy  string    `json:"certified_by"`
+	CAKeySHA256  string    `json:"ca_key_sha256"`
+	NotBefore    time.Time `json:"certificate_not_before"`
+	NotAfter     time.Time `json:"certificate_not_after"`
+	Manufacturer string    `json:"tpm_manufacturer"`
+	Firmware     string    `json:"tpm_firmware"`
+	Software     bool      `json:"software_tpm"`
+}
+
+// EKInfo is the TPM's own identity.
+type EKInfo struct {
+	SHA256 string `json:"sha256"` // of its SubjectPublicKeyInfo
+	Basis  string `json:"basis"`  // "maker" or "allow_list"
+	Host   string `json:"host,omitempty"`
+}
+
+// MakerInfo is the TPM maker's root certificate.
+type MakerInfo struct {
+	Subject string `json:"subject"`
+	SHA256  string `json:"sha256"` // of the certificate
+}

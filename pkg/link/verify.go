@@ -1,0 +1,204 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// check is one line of the verifier. do returns a detail for the report; its
+// error fails the check, errSkip marks it as not run.
+type check struct {
+	id     string
+	clause string // the rule that it enforces
+	class  error  // ErrCrypto or ErrPolicy: what its failure is
+	do     func() (detail string, err error)
+}
+
+// errSkip: the check has nothing to look at, because trust.json holds no such
+// rule or an earlier check failed to produce it.
+var errSkip = errors.New("not run")
+
+// Verify judges links and artifacts with nothing but its arguments: no server,
+// network or clock. The result is complete whatever the outcome; the error is
+// nil exactly when the verdict is "verified", else it is ErrCrypto or
+// ErrPolicy. Without any timestamp in a link, T, the time at which
+// certificates are judged, is now.
+func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
+	res := &Result{
+		SchemaVersion: ResultSchema,
+		Verdict:       VerdictRefused,
+		Identity:      in.Identity,
+		Trust:         TrustInfo{TrustDomain: trust.TrustDomain(), Serial: trust.Serial(), Expires: trust.Expires()},
+		Time:          TimeInfo{At: now.UTC(), Source: "the verifier's own clock: the link carries no timestamp"},
+		Links:         []LinkResult{},
+		Artifacts:     []ArtifactResult{},
+		Checks:        []attest.Check{},
+	}
+	var first failure
+	ok := run(&res.Checks, nil, &first, []check{
+		{"trust.window", "verify.md, trust.json", ErrPolicy, func() (string, error) { return checkTrustWindow(trust, now) }},
+		{"trust.serial", "verify.md, trust.json", ErrPolicy, func() (string, error) {
+			return fmt.Sprintf("serial %d, at least %d", trust.Serial(), in.LeastSerial), trust.CheckSerial(in.LeastSerial)
+		}},
+		{"input.links", "verify.md, what is judged", ErrPolicy, func() (string, error) { return checkInput(in) }},
+	})
+	for _, l := range in.Links {
+		v := &linkVerifier{
+			in: l, trust: trust, at: now, identity: in.Identity, notBefore: in.NotBefore,
+			out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},
+		}
+		if !ok {
+			skip(&v.out.Checks, v.checks())
+		} else if linkFirst := (failure{link: l.Name}); run(&v.out.Checks, &v.sub, &linkFirst, v.checks()) {
+			v.out.Verdict = VerdictVerified
+		} else if first.err == nil {
+			first = linkFirst
+		}
+		v.words()
+		res.Links = append(res.Links, *v.out)
+	}
+	for _, a := range in.Artifacts {
+		out := ArtifactResult{Artifact: a, Matches: []Match{}}
+		c := check{"artifact.subject", "in-toto Statement v1, subject", ErrPolicy, func() (string, error) { return out.match(res.Links) }}
+		if !ok {
+			skip(&res.Checks, []check{c})
+		} else {
+			run(&res.Checks, nil, &first, []check{c})
+		}
+		res.Artifacts = append(res.Artifacts, out)
+	}
+	if first.err != nil {
+		res.Failure = first.public()
+		return res, fmt.Errorf("%w: %w", first.class, first.err)
+	}
+	res.Verdict = VerdictVerified
+	return res, nil
+}
+
+// failure is the first check that failed.
+type failure struct {
+	check, link string
+	class       error // ErrCrypto or ErrPolicy
+	err         error // nil: nothing failed
+}
+
+func (f failure) public() *Failure {
+	out := &Failure{Class: ClassPolicy, Check: f.check, Link: f.link, Message: f.err.Error()}
+	if errors.Is(f.class, ErrCrypto) {
+		out.Class = ClassCryptographic
+	}
+	return out
+}
+
+// run performs checks in order and reports every one. Nothing runs after a
+// cryptographic failure, since what follows would judge unproven data; after a
+// policy failure the others still run, so that a person sees all of them. The
+// checks that one check consists of are found in sub after it.
+func run(report, sub *[]attest.Check, first *failure, checks []check) bool {
+	ok := true
+	for i, c := range checks {
+		detail, err := c.do()
+		line := attest.Check{ID: c.id, Clause: c.clause, Outcome: attest.Passed, Detail: detail}
+		switch {
+		case errors.Is(err, errSkip):
+			line.Outcome = attest.NotRun
+		case err != nil:
+			ok = false
+			line.Outcome, line.Detail = attest.Failed, err.Error()
+			if first.err == nil {
+				first.check, first.class, first.err = c.id, c.class, err
+			}
+		}
+		*report = append(*report, line)
+		if sub != nil {
+			*report = append(*report, *sub...)
+			*sub = nil
+		}
+		if line.Outcome == attest.Failed && errors.Is(c.class, ErrCrypto) {
+			skip(report, checks[i+1:])
+			break
+		}
+	}
+	return ok
+}
+
+func skip(report *[]attest.Check, checks []check) {
+	for _, c := range checks {
+		*report = append(*report, attest.Check{ID: c.id, Clause: c.clause, Outcome: attest.NotRun})
+	}
+}
+
+func checkTrustWindow(t *Trust, now time.Time) (string, error) {
+	if now.Before(t.Issued()) {
+		return "", fmt.Errorf("trust.json was issued at %s, in the future", stamp(t.Issued()))
+	}
+	// An attacker who can withhold updates must not be able to for ever.
+	if !now.Before(t.Expires()) {
+		return "", fmt.Errorf("trust.json expired at %s", stamp(t.Expires()))
+	}
+	return fmt.Sprintf("issued %s, expires %s", stamp(t.Issued()), stamp(t.Expires())), nil
+}
+
+func checkInput(in Input) (string, error) {
+	if in.Identity == "" {
+		return "", errors.New("no identity to expect: any enrolled signer would do")
+	}
+	if err := ValidatePattern(in.Identity); err != nil {
+		return "", err
+	}
+	if len(in.Links) == 0 {
+		return "", errors.New("no link")
+	}
+	if len(in.Links) > MaxLinks {
+		return "", fmt.Errorf("%d links, at most %d allowed", len(in.Links), MaxLinks)
+	}
+	return fmt.Sprintf("%d links, %d artifacts", len(in.Links), len(in.Artifacts)), nil
+}
+
+// match looks for the artifact among the subjects of links whose signature and
+// statement were checked.
+func (a *ArtifactResult) match(links []LinkResult) (string, error) {
+	near := ""
+	for _, l := range links {
+		if l.Chain.Statement == nil {
+			continue
+		}
+		for _, s := range l.Chain.Statement.Subjects {
+			if sameDigest(a.Digest, s.Digest) {
+				a.Matches = append(a.Matches, Match{Link: l.Name, Subject: s.Name})
+			} else if baseName(s.Name) == baseName(a.Name) {
+				near = fmt.Sprintf("; subject %q of %s has %s", s.Name, l.Name, digestString(s.Digest))
+			}
+		}
+	}
+	if len(a.Matches) == 0 {
+		return "", fmt.Errorf("%s (%s) is not a subject of any link%s", a.Name, digestString(a.Digest), near)
+	}
+	return fmt.Sprintf("%s is subject %q of %s", a.Name, a.Matches[0].Subject, a.Matches[0].Link), nil
+}
+
+// sameDigest wants one algorithm in common, and no common one to differ.
+func sameDigest(a, b map[string]string) bool {
+	same := false
+	for alg, v := range a {
+		if w, ok := b[alg]; ok {
+			if v != w {
+				return false
+			}
+			// SHA-1 or MD5 alone would let an attacker choose the artifact.
+			same = same || strongAlg(alg)
+		}
+	}
+	return same
+}
+
+func strongAlg(alg string) bool {
+	switch alg {
+	case "sha256", "sha384", "sha512", DirHashAlg:
+		return true
+	}
+	return false
+}

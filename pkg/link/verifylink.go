@@ -1,0 +1,233 @@
+package link
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// linkVerifier judges one link. Each check fills in what later ones need.
+type linkVerifier struct {
+	in        LinkInput
+	trust     *Trust
+	at        time.Time // T
+	identity  string
+	notBefore time.Time
+	out       *LinkResult
+	sub       []attest.Check // of the check that just ran
+
+	bundle    *Bundle           // bundle.form
+	leaf      *x509.Certificate // bundle.form
+	id        spiffeid.ID       // svid.profile
+	authority Authority         // svid.authority
+	stmt      *Statement        // statement.form
+	evidence  *attest.Evidence  // evidence.form; nil: the certificate carries none
+	req       *Requirement      // requirement.match
+	verified  *attest.Verified  // evidence.verify
+	tools     []string          // programs.measured; every main program of the step
+	protected bool              // programs.measured
+}
+
+// checks is the verifier, top down.
+func (v *linkVerifier) checks() []check {
+	return []check{
+		// Who signed what.
+		{"bundle.form", "Sigstore bundle v0.3; DSSE v1.0", ErrCrypto, v.bundleForm},
+		{"svid.profile", "SPIFFE X509-SVID §2, §4, §5.2", ErrCrypto, v.svidProfile},
+		{"svid.authority", "SPIFFE X509-SVID §5.1; RFC 5280 §6.1", ErrCrypto, v.svidAuthority},
+		{"svid.validity", "RFC 5280 §4.1.2.5", ErrCrypto, v.svidValidity},
+		{"dsse.signature", "DSSE v1.0, protocol", ErrCrypto, v.signatureValid},
+		{"statement.form", "in-toto Statement v1; in-toto link v0.3", ErrCrypto, v.statementForm},
+		// With which evidence.
+		{"evidence.form", "evidence.md, encoding; RFC 9999", ErrCrypto, v.evidenceForm},
+		{"requirement.match", "verify.md, requirements", ErrPolicy, v.requirementMatch},
+		{"evidence.kind", "verify.md, requirements", ErrPolicy, v.evidenceKind},
+		{"svid.code_signing", "RFC 5280 §4.2.1.12", ErrCrypto, v.codeSigning},
+		{"evidence.verify", "evidence.md, verification", ErrCrypto, v.evidenceVerify},
+		{"programs.measured", "evidence.md, selectors", ErrCrypto, v.programsMeasured},
+		// Whether that is enough.
+		{"revocation", "verify.md, revocations", ErrPolicy, v.notRevoked},
+		{"requirement.ek", "verify.md, requirements", ErrPolicy, v.requiredEK},
+		{"requirement.tools", "verify.md, requirements", ErrPolicy, v.requiredTools},
+		{"requirement.recorder", "verify.md, requirements", ErrPolicy, v.requiredRecorder},
+		{"requirement.pcr_policy", "verify.md, PCR policies", ErrPolicy, v.requiredPCRs},
+		{"requirement.tier", "verify.md, tiers", ErrPolicy, v.requiredTier},
+		{"requirement.step", "verify.md, requirements", ErrPolicy, v.requiredStep},
+		{"pcr_policy.claim", "verify.md, PCR policies", ErrPolicy, v.policyClaim},
+		{"ek.inventory", "verify.md, inventory", ErrPolicy, v.inInventory},
+		{"identity", "verify.md, identity", ErrPolicy, v.identityMatch},
+		{"freshness", "verify.md, replayed links", ErrPolicy, v.fresh},
+		{"step.exit_code", "verify.md, steps that failed", ErrPolicy, v.stepSucceeded},
+	}
+}
+
+func (v *linkVerifier) bundleForm() (_ string, err error) {
+	if v.bundle, err = ParseBundle(v.in.Bundle); err != nil {
+		return "", err
+	}
+	v.leaf = v.bundle.leaf
+	return "one DSSE signature, one leaf certificate, nothing else", nil
+}
+
+var oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
+
+func (v *linkVerifier) svidProfile() (string, error) {
+	c := v.leaf
+	if len(c.URIs) != 1 {
+		return "", fmt.Errorf("%d URI names, an SVID has exactly one", len(c.URIs))
+	}
+	id, err := spiffeid.FromString(c.URIs[0].String())
+	if err != nil {
+		return "", err
+	}
+	if id.TrustDomain() != v.trust.td {
+		return "", fmt.Errorf("%s is not of trust domain %s", id, v.trust.td)
+	}
+	if id.Path() == "" {
+		return "", fmt.Errorf("%s has no path: it is an authority's name", id)
+	}
+	if c.IsCA {
+		return "", errors.New("it is a CA certificate")
+	}
+	// RFC 5280 §4.2: who does not understand a critical extension must refuse.
+	if len(c.UnhandledCriticalExtensions) > 0 {
+		return "", fmt.Errorf("unknown critical extension %v", c.UnhandledCriticalExtensions[0])
+	}
+	critical := slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Critical && e.Id.Equal(oidKeyUsage) })
+	if !critical || c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return "", errors.New("no critical key usage digitalSignature")
+	}
+	if c.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
+		return "", errors.New("key usage of a CA")
+	}
+	pub, ok := c.PublicKey.(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return "", errors.New("its key is not ECDSA P-256")
+	}
+	v.id = id
+	return id.String(), nil
+}
+
+// svidAuthority looks for the authority by signature, not by name alone: two
+// may share a name, and one that has been replaced may still be listed.
+func (v *linkVerifier) svidAuthority() (string, error) {
+	var reason error
+	for _, a := range v.trust.authorities {
+		if err := v.leaf.CheckSignatureFrom(a.Certificate); err != nil {
+			continue
+		}
+		if string(v.leaf.RawIssuer) != string(a.Certificate.RawSubject) {
+			reason = fmt.Errorf("signed by %q under another name", a.Certificate.Subject)
+			continue
+		}
+		// The window is the operator's: an authority prepared, and not yet
+		// or no longer in use, signs nothing that counts.
+		if !a.holds(v.at) {
+			reason = fmt.Errorf("authority %q does not hold at %s (%s)", a.Certificate.Subject, stamp(v.at), a.window())
+			continue
+		}
+		if !a.holds(v.leaf.NotBefore) {
+			reason = fmt.Errorf("authority %q did not hold when the SVID began (%s)", a.Certificate.Subject, stamp(v.leaf.NotBefore))
+			continue
+		}
+		v.authority = a
+		key := spkiHash(a.Certificate)
+		svidKey := spkiHash(v.leaf)
+		v.out.Chain.SVID = &SVIDInfo{
+			SPIFFEID: v.id.String(), KeySHA256: hex.EncodeToString(svidKey[:]),
+			NotBefore: v.leaf.NotBefore.UTC(), NotAfter: v.leaf.NotAfter.UTC(),
+			Authority: a.Certificate.Subject.String(), AuthorityKey: hex.EncodeToString(key[:]),
+		}
+		return a.Certificate.Subject.String(), nil
+	}
+	if reason == nil {
+		reason = errors.New("no authority in trust.json signed it")
+	}
+	return "", reason
+}
+
+func (a Authority) window() string {
+	if a.End.IsZero() {
+		return "from " + stamp(a.Start)
+	}
+	return stamp(a.Start) + " to " + stamp(a.End)
+}
+
+// ErrExpired: the SVID was no longer valid at T.
+var ErrExpired = errors.New("expired")
+
+func (v *linkVerifier) svidValidity() (string, error) {
+	c := v.leaf
+	if v.at.Before(c.NotBefore) {
+		return "", fmt.Errorf("the SVID is valid from %s only, it is %s", stamp(c.NotBefore), stamp(v.at))
+	}
+	if v.at.After(c.NotAfter) {
+		return "", fmt.Errorf("the SVID %w at %s, and without a timestamp nothing shows that the link was signed before", ErrExpired, stamp(c.NotAfter))
+	}
+	return fmt.Sprintf("%s to %s", stamp(c.NotBefore), stamp(c.NotAfter)), nil
+}
+
+func (v *linkVerifier) signatureValid() (string, error) {
+	digest := PayloadDigest(v.bundle.payload)
+	if !ecdsa.VerifyASN1(v.leaf.PublicKey.(*ecdsa.PublicKey), digest[:], v.bundle.signature) {
+		return "", errors.New("the statement was not signed by the SVID's key, or was changed since")
+	}
+	return "ECDSA P-256, SHA-256", nil
+}
+
+func (v *linkVerifier) statementForm() (_ string, err error) {
+	if v.stmt, err = v.bundle.UnverifiedStatement(); err != nil {
+		return "", err
+	}
+	s := v.stmt
+	digest := PayloadDigest(v.bundle.payload)
+	v.out.Chain.Statement = &StatementInfo{
+		Step: s.Step, Command: s.Command, PayloadSHA256: hex.EncodeToString(digest[:]),
+		Subjects: s.Subjects, Materials: len(s.Materials), ExitCode: s.Byproducts.ExitCode,
+		Git: s.Environment.Git, Started: s.Byproducts.Started, Finished: s.Byproducts.Finished,
+	}
+	return fmt.Sprintf("step %q, %d subjects, %d materials", s.Step, len(s.Subjects), len(s.Materials)), nil
+}
+
+func (v *linkVerifier) identityMatch() (string, error) {
+	if !MatchPattern(v.identity, v.id.String()) {
+		return "", fmt.Errorf("%s does not match %s", v.id, v.identity)
+	}
+	return v.identity, nil
+}
+
+// fresh refuses a genuine link of an older run. The nonce is the TPM's bound:
+// the evidence cannot be older than it.
+func (v *linkVerifier) fresh() (string, error) {
+	if v.notBefore.IsZero() || v.verified == nil {
+		return "", errSkip
+	}
+	if n := v.verified.NonceTime(); n.Before(v.notBefore) {
+		return "", fmt.Errorf("the link was made at %s, before %s", stamp(n), stamp(v.notBefore))
+	}
+	return "not before " + stamp(v.notBefore), nil
+}
+
+func (v *linkVerifier) stepSucceeded() (string, error) {
+	b := v.stmt.Byproducts
+	switch {
+	case b.Signal != "":
+		return "", fmt.Errorf("the step was ended by signal %s", b.Signal)
+	case b.ExitCode == nil:
+		return "", errors.New("the statement does not say how the step ended")
+	case *b.ExitCode != 0:
+		return "", fmt.Errorf("the step ended with exit code %d", *b.ExitCode)
+	}
+	return "0", nil
+}
