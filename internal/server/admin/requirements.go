@@ -1,0 +1,194 @@
+package admin
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// maxDepth bounds the way from an entry up to its node; SPIRE's own trees are
+// two or three levels deep.
+const maxDepth = 16
+
+// Selector values that make an entry a step entry, and those of nodes that a
+// verifier can check again.
+const (
+	selTool                = "tool:sha256:"
+	selRecorder            = "recorder:sha256:"
+	selRecorderUnprotected = "recorder_unprotected:sha256:"
+	selPolicy              = "pcr_policy:"
+	selEK                  = "ek:"
+)
+
+// node is one way in which an entry may be reached: what its agent must be.
+type node struct {
+	ek       string   // hex; empty: any
+	policies []string // all of them
+	other    []string // node selectors that evidence does not show
+}
+
+// requirements turns registration entries into what a verifier demands of the
+// identities. Entries of one identity are alternatives at issuance, so their
+// union is one requirement: the first match in the file counts.
+func requirements(td string, entries []*store.Entry, known map[string]bool) (out []link.Requirement, notes []string) {
+	note := func(format string, args ...any) {
+		if n := fmt.Sprintf(format, args...); !slices.Contains(notes, n) {
+			notes = append(notes, n)
+		}
+	}
+	byID := map[string][]*store.Entry{}
+	for _, e := range entries {
+		byID[e.SPIFFEID] = append(byID[e.SPIFFEID], e)
+	}
+	t := tree{td: td, byID: byID}
+	steps := map[string][]*store.Entry{}
+	for id, es := range byID {
+		for _, e := range es {
+			switch {
+			case isStep(e):
+				steps[id] = append(steps[id], e)
+			case !t.isAlias(e):
+				note("%s: no tool and recorder selectors, so it signs no steps and gets no requirement", id)
+			}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(steps)) {
+		if r, ok := t.requirement(id, steps[id], known, note); ok {
+			out = append(out, r)
+		}
+	}
+	slices.Sort(notes)
+	return out, notes
+}
+
+// requirement is the union of what the entries of one identity accept.
+func (t tree) requirement(id string, entries []*store.Entry, known map[string]bool, note func(string, ...any)) (link.Requirement, bool) {
+	r := link.Requirement{Identity: id, Evidence: link.EvidenceLeaf}
+	anyEK, anyState, ways := false, false, 0
+	for _, e := range entries {
+		usable := false
+		for _, n := range t.nodes(e, maxDepth) {
+			usable = true
+			if i := slices.IndexFunc(n.policies, func(p string) bool { return !known[p] }); i >= 0 {
+				note("%s: PCR policy %q never existed, nothing is issued through it", id, n.policies[i])
+				continue
+			}
+			if len(n.policies) > 1 {
+				note("%s: issuance needs the PCR policies %s together, a verifier asks for one of them", id, strings.Join(n.policies, ", "))
+			}
+			for _, o := range n.other {
+				note("%s: node selector %s is checked at issuance only", id, o)
+			}
+			ways++
+			if n.ek == "" {
+				anyEK = true
+			} else {
+				r.EKs = append(r.EKs, n.ek)
+			}
+			if len(n.policies) == 0 {
+				anyState = true
+			}
+			r.PCRPolicies = append(r.PCRPolicies, n.policies...)
+		}
+		if !usable {
+			note("%s: entry %s hangs under %s, which is no node known here", id, e.ID, e.ParentID)
+			continue
+		}
+		for _, s := range e.Selectors {
+			add := func(list *[]string, prefix string) {
+				if v, ok := strings.CutPrefix(s.Value, prefix); ok {
+					*list = append(*list, v)
+				}
+			}
+			if s.Type == "binary" {
+				add(&r.Tools, selTool)
+				add(&r.Recorders, selRecorder)
+				add(&r.UnprotectedRecorders, selRecorderUnprotected)
+			}
+		}
+	}
+	if ways == 0 {
+		return r, false
+	}
+	if ways > 1 {
+		note("%s: %d ways lead to this identity; a verifier accepts their tools, recorders and nodes in any combination", id, ways)
+	}
+	for _, list := range []*[]string{&r.EKs, &r.PCRPolicies, &r.Tools, &r.Recorders, &r.UnprotectedRecorders} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	if anyEK {
+		r.EKs = nil
+	}
+	r.Tier = link.TierBootAttested
+	if anyState {
+		r.Tier, r.PCRPolicies = link.TierTPM, nil
+		note("%s: no PCR policy on the way to its node, so the boot state is not judged", id)
+	}
+	return r, true
+}
+
+// tree finds the nodes above an entry.
+type tree struct {
+	td   string
+	byID map[string][]*store.Entry
+}
+
+func (t tree) serverID() string { return "spiffe://" + t.td + "/spire/server" }
+
+func (t tree) isAlias(e *store.Entry) bool { return e.ParentID == t.serverID() }
+
+// nodes returns every way up from e, at most depth entries long.
+func (t tree) nodes(e *store.Entry, depth int) (out []node) {
+	if depth == 0 {
+		return nil
+	}
+	agents := "spiffe://" + t.td + "/spire/agent/"
+	if rest, ok := strings.CutPrefix(e.ParentID, agents); ok {
+		if ek, ok := strings.CutPrefix(rest, "tpmnode/"); ok {
+			return []node{{ek: ek}}
+		}
+		return nil // another attestor: no TPM stands behind it
+	}
+	for _, p := range t.byID[e.ParentID] {
+		if !t.isAlias(p) {
+			out = append(out, t.nodes(p, depth-1)...)
+			continue
+		}
+		var n node
+		for _, s := range p.Selectors {
+			policy, isPolicy := strings.CutPrefix(s.Value, selPolicy)
+			ek, isEK := strings.CutPrefix(s.Value, selEK)
+			switch {
+			case s.Type != "tpmnode":
+				n.other = append(n.other, s.String())
+			case isPolicy:
+				n.policies = append(n.policies, policy)
+			case isEK:
+				n.ek = ek
+			default:
+				n.other = append(n.other, s.String())
+			}
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// isStep says whether an entry can be issued for a recorded step: it has a
+// tool and a recorder, protected or not.
+func isStep(e *store.Entry) bool {
+	tool, recorder := false, false
+	for _, s := range e.Selectors {
+		if s.Type != "binary" {
+			continue
+		}
+		tool = tool || strings.HasPrefix(s.Value, selTool)
+		recorder = recorder || strings.HasPrefix(s.Value, selRecorder) || strings.HasPrefix(s.Value, selRecorderUnprotected)
+	}
+	return tool && recorder
+}
