@@ -1,7 +1,13 @@
 package attest
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -14,38 +20,60 @@ const (
 	NotRun Outcome = "not_run"
 )
 
-// Check is one line of a verification report. Every check that could run is
-// listed, also after a failure (then NotRun).
+// Check is one line of a verification report. Every check is listed, also after
+// a failure (then NotRun).
 type Check struct {
 	ID      string  `json:"id"`     // stable, e.g. "quote.signature"
-	Clause  string  `json:"clause"` // e.g. "TPM 2.0 Part 2 §10.12.8", "evidence.md §3"
+	Clause  string  `json:"clause"` // e.g. "TPM 2.0 Part 2, 10.12.12"
 	Outcome Outcome `json:"outcome"`
 	Detail  string  `json:"detail,omitempty"`
 }
 
-// EKRoots is what decides whether an EK is genuine.
-type EKRoots struct {
-	Roots         []*x509.Certificate
-	Intermediates []*x509.Certificate
-	Allow         map[[32]byte]bool // SHA-256 of EK SPKI DER
-	Deny          map[[32]byte]bool
+// CheckError is the error of Verify: the check that failed, and why.
+type CheckError struct {
+	ID  string
+	Err error
 }
 
+func (e *CheckError) Error() string { return e.ID + ": " + e.Err.Error() }
+func (e *CheckError) Unwrap() error { return e.Err }
+
+// Reasons of checks that Verify makes itself.
+var (
+	ErrOptions       = errors.New("verification was asked for without something it needs")
+	ErrKind          = errors.New("not leaf evidence")
+	ErrAKCertIssuer  = errors.New("AK certificate is not signed by a trusted attestation CA")
+	ErrAKCertTime    = errors.New("AK certificate or its CA was not valid then")
+	ErrRevoked       = errors.New("revoked")
+	ErrWrongEK       = errors.New("EK is not the one expected")
+	ErrWrongAgent    = errors.New("agent key is not the one expected")
+	ErrWrongPayload  = errors.New("payload is not the statement")
+	ErrTime          = errors.New("times do not fit together")
+	ErrEventLogOther = errors.New("event log is not the one in the evidence")
+)
+
+// Kinds of things that can be revoked. The id is lower-case hex: SHA-256 of the
+// SPKI, for an AK its TPM name, for an executable the SHA-256 of the file.
+const (
+	RevokedEK            = "ek"
+	RevokedAK            = "ak"
+	RevokedAttestationCA = "attestation_ca"
+	RevokedExecutable    = "executable"
+)
+
 // Revoked answers revocation questions; a nil func means nothing is revoked.
-// kind is "ek", "ak", "attestation_ca" or "executable"; id is lower-case hex
-// (SPKI SHA-256; for an AK the hex of its TPM name).
 type Revoked func(kind, id string, at time.Time) bool
 
 // Binding is what the evidence must be bound to, known from elsewhere.
 type Binding struct {
 	TrustDomain   string
 	SPIFFEID      string
-	SVIDKey       [32]byte  // SHA-256 of SPKI DER of the certificate or CSR
+	SVIDKey       [32]byte  // KeyHash of the key in the certificate or CSR
 	AgentKey      *[32]byte // the server knows it from mTLS; nil offline
 	EKHash        *[32]byte // the server knows it from the agent ID; nil offline
 	Payload       *[32]byte // the verifier knows the statement; nil at the server
 	SVIDNotBefore time.Time // zero at the server, which has not yet signed
-	At            time.Time // T of §4.4; at the server the time of issuance
+	At            time.Time // the attested signing time; at the server the time of issuance
 }
 
 // Options are the trust that Verify takes as given.
@@ -54,110 +82,404 @@ type Options struct {
 	EK             EKRoots
 	Revoked        Revoked
 	RequiredPCRs   []PCRSelection             // must be selected by the quote; at least one
-	CheckNonce     func(nonce [32]byte) error // server: NonceMaker.Check; offline: nil, the times of §4.4 bound it
+	CheckNonce     func(nonce [32]byte) error // server: NonceMaker.Check; offline: nil, Binding.SVIDNotBefore bounds it
 	EventLog       []byte                     // optional: replayed when given, must match the record's digest
-}
-
-// PCRSelection is a set of PCRs of one bank.
-type PCRSelection struct {
-	Bank    string
-	Indices []uint32
 }
 
 // Verified is evidence that passed Verify. It has no exported fields and no
 // other maker.
 type Verified struct {
-	leaf   Leaf
-	ek     EK
-	ak     AK
-	quote  Quote
-	pcrs   []PCRBank
-	secure *bool
+	leaf      Leaf
+	ek        EK
+	ak        AK
+	statement AKStatement
+	quote     Quote
+	pcrs      []PCRBank
+	policy    *PolicyRef
+	secure    *bool
 }
 
-// Verify runs every check of §4.3 and §4.4 that needs no server state, top
-// down. The report holds each check's outcome, also on failure.
-func Verify(e *Evidence, b Binding, o Options) (*Verified, []Check, error) {
-	return nil, nil, errNotImplemented
+// Leaf returns what the TPM committed to.
+func (v *Verified) Leaf() Leaf {
+	l := v.leaf
+	l.Selectors = slices.Clone(l.Selectors)
+	return l
 }
 
-func (v *Verified) Leaf() Leaf           { return v.leaf }
-func (v *Verified) EK() EK               { return v.ek }
-func (v *Verified) AK() AK               { return v.ak }
-func (v *Verified) Quote() Quote         { return v.quote }
-func (v *Verified) PCRs() []PCRBank      { return v.pcrs }
+// EK returns the endorsement key as this verification accepted it.
+func (v *Verified) EK() EK { return v.ek }
+
+// AK returns the attestation key, as its certificate names it.
+func (v *Verified) AK() AK { return v.ak }
+
+// AKStatement returns what the attestation CA said: that AK and EK live in one
+// TPM, and what that TPM is. It was not proved, it is the CA's word.
+func (v *Verified) AKStatement() AKStatement { return v.statement }
+
+// Quote returns the checked quote.
+func (v *Verified) Quote() Quote { return v.quote }
+
+// PCRs returns the quoted values, whose digest was recomputed.
+func (v *Verified) PCRs() []PCRBank {
+	out := slices.Clone(v.pcrs)
+	for i := range out {
+		out[i].Values = maps.Clone(out[i].Values)
+	}
+	return out
+}
+
+// Policy returns the PCR policy that the server says it matched; nil when none.
+func (v *Verified) Policy() *PolicyRef { return v.policy }
+
+// NonceTime returns when the server made the nonce.
 func (v *Verified) NonceTime() time.Time { return NonceTime(v.leaf.Nonce) }
 
 // SecureBoot returns the claim that the replayed event log proves, nil when no
 // log was given or it proves nothing.
 func (v *Verified) SecureBoot() *bool { return v.secure }
 
-// Quote is the part of a checked TPMS_ATTEST that policies look at.
-type Quote struct {
-	ResetCount      uint32
-	RestartCount    uint32
-	Clock           uint64 // ms
-	Safe            bool
-	FirmwareVersion uint64
-	Selection       []PCRSelection
-	DigestAlg       string
-	Digest          []byte // as recomputed from the values
-	ExtraData       []byte
+// Verify runs every check on leaf evidence that needs no server state, top
+// down, and stops at the first that fails. The report holds each check's
+// outcome, also on failure; the error is a *CheckError.
+func Verify(e *Evidence, b Binding, o Options) (*Verified, []Check, error) {
+	r := &run{e: e, b: b, o: o}
+	checks := r.checks()
+	report := make([]Check, len(checks))
+	var failed error
+	for i, c := range checks {
+		report[i] = Check{ID: c.id, Clause: c.clause, Outcome: NotRun}
+		if failed != nil {
+			continue
+		}
+		detail, skip, err := c.do()
+		report[i].Detail = detail
+		switch {
+		case err != nil:
+			failed = &CheckError{ID: c.id, Err: err}
+			report[i].Outcome, report[i].Detail = Failed, err.Error()
+		case !skip:
+			report[i].Outcome = Passed
+		}
+	}
+	if failed != nil {
+		return nil, report, failed
+	}
+	return &Verified{
+		leaf: *r.leaf, ek: *r.ek, ak: *r.ak, statement: *r.statement,
+		quote: r.quote.Quote, pcrs: e.PCRs, policy: e.Policy, secure: r.secure,
+	}, report, nil
 }
 
-// EK is an endorsement key that passed VerifyEK or that an AK certificate names.
-type EK struct {
-	Hash     [32]byte // SHA-256 of SPKI DER: the node's identity
-	Public   any      // *ecdsa.PublicKey or *rsa.PublicKey; nil when known by hash only
-	Basis    string   // "maker" or "allow_list"
-	RootHash [32]byte // SHA-256 of the maker root certificate; zero for allow_list
-	Root     *x509.Certificate
+// run holds what earlier checks found for later ones.
+type run struct {
+	e *Evidence
+	b Binding
+	o Options
+
+	leaf      *Leaf
+	nonceTime time.Time
+	akCert    *x509.Certificate
+	ca        *x509.Certificate
+	statement *AKStatement
+	ak        *AK
+	ek        *EK
+	quote     *quote
+	secure    *bool
 }
 
-// AK is an attestation key that passed VerifyAK or that an AK certificate names.
-type AK struct {
-	Name         []byte // TPM name: u16 nameAlg ‖ digest
-	Public       any    // *ecdsa.PublicKey or *rsa.PublicKey
-	Manufacturer string // TPM_PT_MANUFACTURER as ASCII; what the TPM says it is
-	Firmware     string
-	Software     bool // swtpm and known virtual TPMs
+type check struct {
+	id, clause string
+	do         func() (detail string, skipped bool, err error)
 }
 
-// VerifyEK decides whether an EK is genuine: chain to a maker root at time at
-// (critical extensions understood, key sizes, ROCA, EKU), or on the allow-list;
-// the deny-list wins. public is TPMT_PUBLIC as the agent sent it and must be
-// the certificate's key.
-func VerifyEK(chain [][]byte, public []byte, r EKRoots, at time.Time) (*EK, error) {
-	return nil, errNotImplemented
+// checks is the list. IDs are stable; the order is that of trust: what was asked
+// for, whose word is taken, the hardware, the quote, what it is bound to, when.
+func (r *run) checks() []check {
+	must := func(f func() error) func() (string, bool, error) {
+		return func() (string, bool, error) { return "", false, f() }
+	}
+	return []check{
+		{"options", "evidence.md, Verification 1", must(r.options)},
+		{"evidence.kind", "evidence.md, Verification 2", must(r.kind)},
+		{"ak_cert.profile", "evidence.md, AK certificate", must(r.akProfile)},
+		{"ak_cert.signature", "RFC 5280, 6.1.3 (a)(1)", must(r.akSignature)},
+		{"ak_cert.time", "RFC 5280, 6.1.3 (a)(2)", must(r.akTime)},
+		{"ak_cert.revocation", "evidence.md, Verification 6", r.akRevocation},
+		{"ek.genuine", "TCG EK Credential Profile 2.6", r.ekGenuine},
+		{"ek.identity", "evidence.md, Verification 8", must(r.ekIdentity)},
+		{"ek.revocation", "evidence.md, Verification 9", r.ekRevocation},
+		{"quote.structure", "TPM 2.0 Part 2, 10.12.12", must(r.quoteStructure)},
+		{"quote.signature", "TPM 2.0 Part 3, 18.4", must(r.quoteSignature)},
+		{"quote.selection", "evidence.md, Verification 12", must(r.quoteSelection)},
+		{"quote.pcr_digest", "TPM 2.0 Part 2, 10.12.1", must(r.quoteDigest)},
+		{"leaf.commitment", "evidence.md, Tree", must(r.commitment)},
+		{"leaf.agent_key", "evidence.md, Verification 15", r.agentKey},
+		{"leaf.payload", "evidence.md, Verification 16", r.payload},
+		{"leaf.revocation", "evidence.md, Verification 17", r.leafRevocation},
+		{"nonce.fresh", "evidence.md, Nonce", r.nonceFresh},
+		{"time.svid", "evidence.md, Times", r.svidTime},
+		{"event_log.replay", "TCG PC Client PFP 1.06, 10", r.eventLog},
+	}
 }
 
-// VerifyAK checks an AK's public area (restricted, fixedTPM, fixedParent,
-// sensitiveDataOrigin, sign, not decrypt, a signing scheme that is not NULL),
-// that its creation data was certified by itself under an endorsement-hierarchy
-// parent, and returns it.
-func VerifyAK(public, creationData, creationAttest, creationSignature []byte) (*AK, error) {
-	return nil, errNotImplemented
+// 1: a missing trust root, requirement or time is an error, never "allow".
+func (r *run) options() error {
+	need := func(ok bool, what string) error {
+		if ok {
+			return nil
+		}
+		return fmt.Errorf("%w: %s", ErrOptions, what)
+	}
+	return errors.Join(
+		need(r.e != nil, "evidence"),
+		need(r.b.TrustDomain != "" && r.b.SPIFFEID != "", "trust domain and SPIFFE ID"),
+		need(r.b.SVIDKey != [32]byte{}, "SVID key"),
+		need(!r.b.At.IsZero(), "the time to judge at"),
+		need(r.o.CheckNonce != nil || !r.b.SVIDNotBefore.IsZero(), "a nonce check or the SVID's notBefore"),
+		need(len(r.o.AttestationCAs) > 0, "attestation CAs"),
+		need(len(r.o.EK.Roots) > 0 || len(r.o.EK.Allow) > 0, "EK roots or an EK allow-list"),
+		need(len(r.o.RequiredPCRs) > 0, "required PCRs"),
+	)
 }
 
-// MakeCredential seals secret to (ek, ak name) for TPM2_ActivateCredential.
-func MakeCredential(ekPublic []byte, akName, secret []byte) (blob, encryptedSecret []byte, err error) {
-	return nil, nil, errNotImplemented
+// 2: detached and parent evidence are lower tiers with verifiers of their own.
+func (r *run) kind() error {
+	if r.e.Kind != KindLeaf {
+		return fmt.Errorf("%w but of kind %d", ErrKind, r.e.Kind)
+	}
+	r.leaf = r.e.Leaf(r.b.TrustDomain, r.b.SPIFFEID, r.b.SVIDKey)
+	r.nonceTime = r.leaf.nonceTime()
+	if r.nonceTime.IsZero() {
+		return fmt.Errorf("%w: the nonce holds no time", ErrTime)
+	}
+	return nil
 }
 
-// VerifyQuote checks magic, type, exact length, signature, extraData, that the
-// selection covers required, and that the digest is that of the values.
-func VerifyQuote(attest, signature []byte, ak *AK, extraData [32]byte, pcrs []PCRBank, required []PCRSelection) (*Quote, error) {
-	return nil, errNotImplemented
+func (l *Leaf) nonceTime() time.Time { return NonceTime(l.Nonce) }
+
+// 3
+func (r *run) akProfile() (err error) {
+	if r.akCert, err = x509.ParseCertificate(r.e.AKCert); err != nil {
+		return fmt.Errorf("%w: %v", ErrAKCert, err)
+	}
+	if r.statement, err = ParseAKCertificate(r.akCert); err != nil {
+		return err
+	}
+	r.ak = akOf(r.akCert.PublicKey, r.statement)
+	return nil
 }
 
-// EventLogClaims is what a replayed boot event log proves.
-type EventLogClaims struct {
-	SecureBoot *bool // nil when the log proves neither
-	Replayed   []uint32
+// 4: the CAs are trusted as given, so they are not checked for issuers of their own.
+func (r *run) akSignature() error {
+	err := errors.New("no CA of that name")
+	for _, ca := range r.o.AttestationCAs {
+		if string(ca.RawSubject) != string(r.akCert.RawIssuer) {
+			continue
+		}
+		if err = checkCA(ca, 0); err != nil {
+			continue
+		}
+		if err = r.akCert.CheckSignatureFrom(ca); err == nil {
+			r.ca = ca
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrAKCertIssuer, err)
 }
 
-// ReplayEventLog replays log to the quoted PCR values of the strongest bank.
-// Every PCR it speaks for needs at least one event or its reset value.
-func ReplayEventLog(log []byte, pcrs []PCRBank) (*EventLogClaims, error) {
-	return nil, errNotImplemented
+// 5: the AK certificate at the nonce's time, its CA when the certificate began.
+func (r *run) akTime() error {
+	if err := checkTime(r.akCert, r.nonceTime); err != nil {
+		return fmt.Errorf("%w: %w", ErrAKCertTime, err)
+	}
+	if err := checkTime(r.ca, r.akCert.NotBefore); err != nil {
+		return fmt.Errorf("%w: %w", ErrAKCertTime, err)
+	}
+	return nil
+}
+
+// revoked asks at both times that matter: when the TPM spoke and when the
+// signature was made.
+func (r *run) revoked(kind, id string) error {
+	for _, at := range []time.Time{r.nonceTime, r.b.At} {
+		if r.o.Revoked(kind, id, at) {
+			return fmt.Errorf("%w: %s %s", ErrRevoked, kind, id)
+		}
+	}
+	return nil
+}
+
+const noRevocations = "no revocations were given"
+
+// 6
+func (r *run) akRevocation() (string, bool, error) {
+	if r.o.Revoked == nil {
+		return noRevocations, true, nil
+	}
+	ca, err := KeyHash(r.ca.PublicKey)
+	if err != nil {
+		return "", false, err
+	}
+	return "", false, errors.Join(
+		r.revoked(RevokedAttestationCA, hex.EncodeToString(ca[:])),
+		r.revoked(RevokedAK, hex.EncodeToString(r.ak.Name)))
+}
+
+// 7: judged by our own roots and lists, when the AK certificate began.
+func (r *run) ekGenuine() (string, bool, error) {
+	var key any
+	if len(r.e.EKChain) == 0 {
+		var err error
+		if key, err = x509.ParsePKIXPublicKey(r.e.EKPublic); err != nil {
+			return "", false, fmt.Errorf("%w: %v", ErrEKCert, err)
+		}
+	}
+	ek, err := verifyEKKey(key, r.e.EKChain, r.o.EK, r.akCert.NotBefore)
+	if err != nil {
+		return "", false, err
+	}
+	r.ek = ek
+	return "accepted by " + ek.Basis, false, nil
+}
+
+// 8: the EK shown is the one the CA tied the AK to, and the one expected.
+func (r *run) ekIdentity() error {
+	if r.ek.Hash != r.statement.EKHash {
+		return fmt.Errorf("%w: the AK certificate names EK %x, shown is %x", ErrWrongEK, r.statement.EKHash, r.ek.Hash)
+	}
+	if r.b.EKHash != nil && r.ek.Hash != *r.b.EKHash {
+		return fmt.Errorf("%w: the agent is EK %x, shown is %x", ErrWrongEK, *r.b.EKHash, r.ek.Hash)
+	}
+	return nil
+}
+
+// 9
+func (r *run) ekRevocation() (string, bool, error) {
+	if r.o.Revoked == nil {
+		return noRevocations, true, nil
+	}
+	return "", false, r.revoked(RevokedEK, hex.EncodeToString(r.ek.Hash[:]))
+}
+
+// 10: magic, type, exact length.
+func (r *run) quoteStructure() (err error) {
+	r.quote, err = parseQuote(r.e.Attest)
+	return err
+}
+
+// 11
+func (r *run) quoteSignature() error {
+	return r.quote.verifySignature(r.e.Attest, r.e.Signature, r.ak)
+}
+
+// 12
+func (r *run) quoteSelection() error { return r.quote.checkSelection(r.o.RequiredPCRs) }
+
+// 13
+func (r *run) quoteDigest() error { return r.quote.checkValues(r.e.PCRs) }
+
+// 14: leaf → path → root → extraData. One comparison binds the SVID key, the
+// SPIFFE ID, every measured hash, the selectors, payload, nonce and AK.
+func (r *run) commitment() error {
+	h, err := r.leaf.Hash()
+	if err != nil {
+		return err
+	}
+	root, err := RootFromPath(h, r.e.Index, r.e.Size, r.e.Path)
+	if err != nil {
+		return err
+	}
+	if want := QuoteExtraData(r.e.Size, root, r.ak.Name); string(r.quote.ExtraData) != string(want[:]) {
+		return ErrQuoteExtraData
+	}
+	return nil
+}
+
+// 15
+func (r *run) agentKey() (string, bool, error) {
+	if r.b.AgentKey == nil {
+		return "the agent's key is not known here", true, nil
+	}
+	if r.leaf.AgentKey != *r.b.AgentKey {
+		return "", false, ErrWrongAgent
+	}
+	return "", false, nil
+}
+
+// 16
+func (r *run) payload() (string, bool, error) {
+	if r.b.Payload == nil {
+		return "the statement is not known here", true, nil
+	}
+	if r.leaf.Payload != *r.b.Payload {
+		return "", false, ErrWrongPayload
+	}
+	return "", false, nil
+}
+
+// 17
+func (r *run) leafRevocation() (string, bool, error) {
+	if r.o.Revoked == nil {
+		return noRevocations, true, nil
+	}
+	for _, h := range [][32]byte{r.leaf.Executable, r.leaf.Recorder, r.leaf.Tool} {
+		if h == [32]byte{} {
+			continue
+		}
+		if err := r.revoked(RevokedExecutable, hex.EncodeToString(h[:])); err != nil {
+			return "", false, err
+		}
+	}
+	return "", false, nil
+}
+
+// 18
+func (r *run) nonceFresh() (string, bool, error) {
+	if r.o.CheckNonce == nil {
+		return "the server that made the nonce is not here; time.svid bounds it", true, nil
+	}
+	return "", false, r.o.CheckNonce(r.leaf.Nonce)
+}
+
+// 19: old evidence under a new certificate shows here.
+func (r *run) svidTime() (string, bool, error) {
+	if r.b.SVIDNotBefore.IsZero() {
+		return "the SVID is not signed yet; nonce.fresh bounds it", true, nil
+	}
+	nb := r.b.SVIDNotBefore
+	// Certificates hold whole seconds, the nonce milliseconds.
+	if nb.Before(r.nonceTime.Truncate(time.Second).Add(-NonceBackdate)) || nb.After(r.nonceTime.Add(MaxSVIDAfterNonce)) {
+		return "", false, fmt.Errorf("%w: SVID begins %s, the nonce is of %s", ErrTime,
+			nb.UTC().Format(time.RFC3339), r.nonceTime.Format(time.RFC3339Nano))
+	}
+	if r.b.At.Before(nb) {
+		return "", false, fmt.Errorf("%w: signed at %s, before the SVID began", ErrTime, r.b.At.UTC().Format(time.RFC3339))
+	}
+	return "", false, nil
+}
+
+// 20
+func (r *run) eventLog() (string, bool, error) {
+	if r.o.EventLog == nil {
+		return "no event log was given", true, nil
+	}
+	d := r.e.EventLog
+	if d == nil {
+		return "", false, fmt.Errorf("%w: it names none", ErrEventLogOther)
+	}
+	if h, ok := hashByName(d.Alg); !ok || h.weak || string(h.sum(r.o.EventLog)) != string(d.Value) {
+		return "", false, ErrEventLogOther
+	}
+	claims, err := ReplayEventLog(r.o.EventLog, r.e.PCRs)
+	if err != nil {
+		return "", false, err
+	}
+	r.secure = claims.SecureBoot
+	return fmt.Sprintf("replayed %d PCRs of %s", len(claims.Replayed), claims.Bank), false, nil
+}
+
+// EventLogDigest is the digest of a log as records hold it.
+func EventLogDigest(log []byte) *TypedDigest {
+	h := sha256.Sum256(log)
+	return &TypedDigest{Alg: "sha256", Value: h[:]}
 }
