@@ -6,13 +6,13 @@ import (
 	"crypto/x509"
 	"time"
 
-	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 // AuthorityInfo is an X.509 authority with its windows.
 type AuthorityInfo struct {
 	Certificate *x509.Certificate
-	State       store.AuthorityState
+	State       svid.State
 	PreparedAt  time.Time
 	ActivatedAt time.Time // zero until then
 	RetiredAt   time.Time // zero until then

@@ -6,6 +6,8 @@ import (
 	"database/sql"
 	"slices"
 	"time"
+
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 // Authorities returns every X.509 authority there ever was, oldest first.
@@ -24,10 +26,10 @@ func (s *Store) BundleSequence() (n uint64, err error) {
 	return n, err
 }
 
-// AddAuthority adds an authority in state Prepared, prepared at a.PreparedAt.
+// AddAuthority adds an authority in state svid.Prepared, prepared at a.PreparedAt.
 // Its key file must be durable by then.
 func (s *Store) AddAuthority(ctx context.Context, a Authority) error {
-	a.State, a.ActivatedAt, a.RetiredAt = Prepared, time.Time{}, time.Time{}
+	a.State, a.ActivatedAt, a.RetiredAt = svid.Prepared, time.Time{}, time.Time{}
 	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO authorities VALUES (?,?,?,?,?,0,0)`,
 			a.ID, a.Certificate, a.KeyFile, string(a.State), toMillis(a.PreparedAt)); err != nil {
@@ -63,9 +65,9 @@ func (s *Store) ActivateAuthority(ctx context.Context, id string, at time.Time) 
 				a := *old
 				switch {
 				case a.ID == id:
-					a.State, a.ActivatedAt = Active, fromMillis(ms)
-				case a.State == Active:
-					a.State, a.RetiredAt = Retired, fromMillis(ms)
+					a.State, a.ActivatedAt = svid.Active, fromMillis(ms)
+				case a.State == svid.Active:
+					a.State, a.RetiredAt = svid.Retired, fromMillis(ms)
 				}
 				m.authorities[i] = &a
 			}

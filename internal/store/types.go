@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 // Outcomes that callers branch on.
@@ -106,21 +107,12 @@ type AgentEvent struct {
 	Detail  string
 }
 
-// AuthorityState is where an X.509 authority is in its life.
-type AuthorityState string
-
-const (
-	Prepared AuthorityState = "prepared" // published, signs nothing yet
-	Active   AuthorityState = "active"   // signs
-	Retired  AuthorityState = "retired"  // signs no more, still verifies
-)
-
 // Authority is an X.509 authority. Its private key is in a file of its own.
 type Authority struct {
 	ID          string // lower-case hex of the subject key ID
 	Certificate []byte // DER
 	KeyFile     string // base name in the data directory
-	State       AuthorityState
+	State       svid.State
 	PreparedAt  time.Time
 	ActivatedAt time.Time // zero until then
 	RetiredAt   time.Time // zero until then
