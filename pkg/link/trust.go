@@ -32,7 +32,7 @@ type Trust struct {
 // ParseTrust decodes trust.json. Unknown and duplicate keys are errors.
 func ParseTrust(b []byte) (*Trust, error) {
 	var f TrustFile
-	if err := decodeStrict(b, MaxTrust, &f); err != nil {
+	if err := decodeStrict(b, MaxTrust, "trusted_root", &f); err != nil {
 		return nil, fmt.Errorf("trust.json: %w", err)
 	}
 	return NewTrust(f)
@@ -83,7 +83,7 @@ func (t *Trust) CheckSerial(least uint64) error {
 // WithRevocations returns t extended by a later revocation file.
 func (t *Trust) WithRevocations(b []byte) (*Trust, error) {
 	var r RevocationsFile
-	if err := decodeStrict(b, MaxRevocations, &r); err != nil {
+	if err := decodeStrict(b, MaxRevocations, "none", &r); err != nil {
 		return nil, fmt.Errorf("revocations: %w", err)
 	}
 	if err := r.validate(); err != nil {
