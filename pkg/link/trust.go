@@ -367,3 +367,16 @@ func parseHash(s string) (h [32]byte, err error) {
 
 // spkiHash is SHA-256 of a certificate's SubjectPublicKeyInfo.
 func spkiHash(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// StateKey names the line of trust.json files whose serials grow: the trust
+// domain and its oldest authority, which stays listed for ever. A domain that
+// was set up anew under its old name starts another line.
+func (t *Trust) StateKey() string {
+	oldest := t.authorities[0]
+	for _, a := range t.authorities {
+		if a.Certificate.NotBefore.Before(oldest.Certificate.NotBefore) {
+			oldest = a
+		}
+	}
+	return t.td.Name() + " " + hexHash(spkiHash(oldest.Certificate))
+}
