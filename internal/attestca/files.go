@@ -50,10 +50,7 @@ func LoadOrCreate(dir string, now time.Time) (*CA, error) {
 	}
 	switch {
 	case haveCert && !haveKey:
-		// A new CA here would make every agent's AK certificate worthless
-		// and leave trust files pointing at nothing; somebody must decide.
-		return nil, cli.Hint(fmt.Errorf("attestation CA: %s exists but its key %s does not", certPath, keyPath),
-			"restore the key from a backup; to begin anew, move the certificate away and export trust.json again")
+		return nil, lostKey(certPath, keyPath)
 	case !haveKey:
 		if err := createKey(keyPath); err != nil {
 			return nil, fmt.Errorf("attestation CA: %w", err)
@@ -215,4 +212,32 @@ func lock(dir string) (unlock func(), err error) {
 		return nil, err
 	}
 	return func() { d.Close() }, nil
+}
+
+// Check says whether LoadOrCreate would work, and writes nothing.
+func Check(dir string, now time.Time) error {
+	certPath, keyPath := filepath.Join(dir, CertFile), filepath.Join(dir, KeyFile)
+	haveCert, err := exists(certPath)
+	if err != nil {
+		return fmt.Errorf("attestation CA: %w", err)
+	}
+	haveKey, err := exists(keyPath)
+	if err != nil {
+		return fmt.Errorf("attestation CA: %w", err)
+	}
+	if !haveCert || !haveKey {
+		if haveCert {
+			return lostKey(certPath, keyPath)
+		}
+		return nil
+	}
+	_, err = Load(certPath, keyPath, now)
+	return err
+}
+
+// lostKey: a new CA would make every agent's AK certificate worthless and leave
+// trust files pointing at nothing, so somebody must decide.
+func lostKey(certPath, keyPath string) error {
+	return cli.Hint(fmt.Errorf("attestation CA: %s exists but its key %s does not", certPath, keyPath),
+		"restore the key from a backup; to begin anew, move the certificate away and export trust.json again")
 }

@@ -1,7 +1,5 @@
 package link
 
-import "time"
-
 // Limits on hostile input, checked before anything is allocated for it.
 const (
 	MaxBundle      = 32 << 20 // bytes of a bundle file
@@ -26,7 +24,3 @@ const (
 	MaxLinks        = 256  // in one verification
 	MaxPattern      = 2048 // SPIFFE ID limit of the SPIFFE-ID specification
 )
-
-// MaxClockSkew is how far the verifier's clock may be behind that of whoever
-// issued trust.json.
-const MaxClockSkew = time.Minute

@@ -18,6 +18,7 @@ const (
 	MaxLogReply = attest.LogChunk + 1<<10 // AgentMessage with a log chunk
 	maxTPM      = 4 << 10                 // any single TPM structure
 	maxDomain   = 255                     // a trust domain name
+	maxText     = 64                      // what a TPM calls itself
 	maxCerts    = attest.MaxChain         // certificates in a chain
 	maxCert     = attest.MaxCertificate   // bytes of a certificate
 	maxEventLog = uint64(attest.MaxEventLog)
@@ -107,6 +108,8 @@ func checkRequest(m *tpmv1.AttestRequest) error {
 		field{"AK creation attestation", m.AkCreationAttest, 1, maxTPM},
 		field{"AK creation signature", m.AkCreationSignature, 1, maxTPM},
 		field{"trust domain", []byte(m.TrustDomain), 1, maxDomain},
+		field{"TPM manufacturer", []byte(m.TpmManufacturer), 0, maxText},
+		field{"TPM vendor", []byte(m.TpmVendor), 0, maxText},
 	)
 }
 

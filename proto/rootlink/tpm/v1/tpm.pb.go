@@ -85,8 +85,12 @@ type AttestRequest struct {
 	AkCreationAttest    []byte                 `protobuf:"bytes,6,opt,name=ak_creation_attest,json=akCreationAttest,proto3" json:"ak_creation_attest,omitempty"`          // TPMS_ATTEST of TPM2_CertifyCreation, signed by the AK itself
 	AkCreationSignature []byte                 `protobuf:"bytes,7,opt,name=ak_creation_signature,json=akCreationSignature,proto3" json:"ak_creation_signature,omitempty"` // TPMT_SIGNATURE
 	TrustDomain         string                 `protobuf:"bytes,8,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the TPM calls itself, for the label in the AK certificate where the EK
+	// certificate does not say it. Nothing is decided by these.
+	TpmManufacturer string `protobuf:"bytes,9,opt,name=tpm_manufacturer,json=tpmManufacturer,proto3" json:"tpm_manufacturer,omitempty"` // TPM_PT_MANUFACTURER as text
+	TpmVendor       string `protobuf:"bytes,10,opt,name=tpm_vendor,json=tpmVendor,proto3" json:"tpm_vendor,omitempty"`                  // TPM_PT_VENDOR_STRING_1 to 4 as text
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AttestRequest) Reset() {
@@ -171,6 +175,20 @@ func (x *AttestRequest) GetAkCreationSignature() []byte {
 func (x *AttestRequest) GetTrustDomain() string {
 	if x != nil {
 		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *AttestRequest) GetTpmManufacturer() string {
+	if x != nil {
+		return x.TpmManufacturer
+	}
+	return ""
+}
+
+func (x *AttestRequest) GetTpmVendor() string {
+	if x != nil {
+		return x.TpmVendor
 	}
 	return ""
 }
@@ -1246,7 +1264,7 @@ var File_rootlink_tpm_v1_tpm_proto protoreflect.FileDescriptor
 
 const file_rootlink_tpm_v1_tpm_proto_rawDesc = "" +
 	"\n" +
-	"\x19rootlink/tpm/v1/tpm.proto\x12\x0frootlink.tpm.v1\"\xad\x02\n" +
+	"\x19rootlink/tpm/v1/tpm.proto\x12\x0frootlink.tpm.v1\"\xf7\x02\n" +
 	"\rAttestRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x19\n" +
 	"\bek_chain\x18\x02 \x03(\fR\aekChain\x12\x1b\n" +
@@ -1255,7 +1273,11 @@ const file_rootlink_tpm_v1_tpm_proto_rawDesc = "" +
 	"\x10ak_creation_data\x18\x05 \x01(\fR\x0eakCreationData\x12,\n" +
 	"\x12ak_creation_attest\x18\x06 \x01(\fR\x10akCreationAttest\x122\n" +
 	"\x15ak_creation_signature\x18\a \x01(\fR\x13akCreationSignature\x12!\n" +
-	"\ftrust_domain\x18\b \x01(\tR\vtrustDomain\"\xdc\x01\n" +
+	"\ftrust_domain\x18\b \x01(\tR\vtrustDomain\x12)\n" +
+	"\x10tpm_manufacturer\x18\t \x01(\tR\x0ftpmManufacturer\x12\x1d\n" +
+	"\n" +
+	"tpm_vendor\x18\n" +
+	" \x01(\tR\ttpmVendor\"\xdc\x01\n" +
 	"\rServerMessage\x12:\n" +
 	"\tchallenge\x18\x01 \x01(\v2\x1a.rootlink.tpm.v1.ChallengeH\x00R\tchallenge\x12>\n" +
 	"\vlog_request\x18\x02 \x01(\v2\x1b.rootlink.tpm.v1.LogRequestH\x00R\n" +

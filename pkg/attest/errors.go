@@ -1,0 +1,5 @@
+package attest
+
+import "errors"
+
+var errNotImplemented = errors.New("attest: not implemented")
