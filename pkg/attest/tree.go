@@ -84,7 +84,6 @@ func RootFromPath(leaf [32]byte, index, size uint64, path [][32]byte) ([32]byte,
 	return h, nil
 }
 
-
 func nodeHash(l, r [32]byte) [32]byte {
 	var b [65]byte
 	b[0] = 0x01

@@ -158,3 +158,12 @@ func (b *Bundle) UnverifiedStatement() (*Statement, error) { return ParseStateme
 
 // UnverifiedSignature returns the one signature, ASN.1 DER.
 func (b *Bundle) UnverifiedSignature() []byte { return bytes.Clone(b.signature) }
+
+// BundleSuffix ends the names of bundles.
+const BundleSuffix = ".sigstore.json"
+
+// EventLogName is the name under which a boot event log lies beside the
+// bundles whose evidence names its digest.
+func EventLogName(d *attest.TypedDigest) string {
+	return fmt.Sprintf("%s-%x.eventlog", d.Alg, d.Value)
+}

@@ -1,5 +1,7 @@
 package link
 
+import "time"
+
 // Limits on hostile input, checked before anything is allocated for it.
 const (
 	MaxBundle      = 32 << 20 // bytes of a bundle file
@@ -24,3 +26,7 @@ const (
 	MaxLinks        = 256  // in one verification
 	MaxPattern      = 2048 // SPIFFE ID limit of the SPIFFE-ID specification
 )
+
+// MaxClockSkew is how far the verifier's clock may be behind that of whoever
+// issued trust.json.
+const MaxClockSkew = time.Minute

@@ -227,7 +227,7 @@ func sortedByName(rs []Resource) []Resource {
 // except inside byproducts and environment, which in-toto leaves open.
 func ParseStatement(b []byte) (*Statement, error) {
 	var w wireStatement
-	if err := decodeStrict(b, MaxStatement, &w); err != nil {
+	if err := decodeStrict(b, MaxStatement, "", &w); err != nil {
 		return nil, fmt.Errorf("statement: %w", err)
 	}
 	if w.Type != StatementType {

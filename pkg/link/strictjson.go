@@ -13,7 +13,12 @@ import (
 // parsers could read differently: duplicate keys (also by letter case, since
 // encoding/json matches names so), invalid UTF-8, trailing data, and nesting
 // that would exhaust a recursive decoder.
-func scanJSON(b []byte, limit int) error {
+func scanJSON(b []byte, limit int) error { return scan(b, limit, "") }
+
+// scan is scanJSON; unless open is empty it also wants every key in lower case,
+// except below the top-level key open, since encoding/json would take "Serial"
+// for "serial" and other parsers would not.
+func scan(b []byte, limit int, open string) error {
 	if len(b) > limit {
 		return malformed("%d bytes, at most %d allowed", len(b), limit)
 	}
@@ -25,9 +30,11 @@ func scanJSON(b []byte, limit int) error {
 	type frame struct {
 		keys  map[string]bool // nil in an array
 		isKey bool            // the next string is a key
+		mixed bool            // keys may have any case
 	}
 	var stack []frame
-	value := func() { // a value just ended
+	mixed := open == "" // of the next container
+	value := func() {   // a value just ended
 		if n := len(stack); n > 0 && stack[n-1].keys != nil {
 			stack[n-1].isKey = true
 		}
@@ -47,9 +54,9 @@ func scanJSON(b []byte, limit int) error {
 				if len(stack) == MaxDepth {
 					return malformed("JSON nested deeper than %d", MaxDepth)
 				}
-				f := frame{}
+				f := frame{mixed: mixed}
 				if t == '{' {
-					f = frame{keys: map[string]bool{}, isKey: true}
+					f.keys, f.isKey = map[string]bool{}, true
 				}
 				stack = append(stack, f)
 			default:
@@ -59,6 +66,10 @@ func scanJSON(b []byte, limit int) error {
 		case string:
 			if n := len(stack); n > 0 && stack[n-1].isKey {
 				k := strings.ToLower(strings.ToUpper(t))
+				if !stack[n-1].mixed && k != t {
+					return malformed("key %q is not in lower case", t)
+				}
+				mixed = stack[n-1].mixed || n == 1 && t == open
 				if stack[n-1].keys[k] {
 					return malformed("duplicate key %q", t)
 				}
@@ -80,9 +91,10 @@ func scanJSON(b []byte, limit int) error {
 	return malformed("JSON ends early")
 }
 
-// decodeStrict scans b and decodes it into v. Unknown keys are errors.
-func decodeStrict(b []byte, limit int, v any) error {
-	if err := scanJSON(b, limit); err != nil {
+// decodeStrict scans b and decodes it into v. Unknown keys are errors. open is
+// that of scan.
+func decodeStrict(b []byte, limit int, open string, v any) error {
+	if err := scan(b, limit, open); err != nil {
 		return err
 	}
 	d := json.NewDecoder(bytes.NewReader(b))

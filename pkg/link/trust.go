@@ -32,7 +32,7 @@ type Trust struct {
 // ParseTrust decodes trust.json. Unknown and duplicate keys are errors.
 func ParseTrust(b []byte) (*Trust, error) {
 	var f TrustFile
-	if err := decodeStrict(b, MaxTrust, &f); err != nil {
+	if err := decodeStrict(b, MaxTrust, "trusted_root", &f); err != nil {
 		return nil, fmt.Errorf("trust.json: %w", err)
 	}
 	return NewTrust(f)
@@ -83,7 +83,7 @@ func (t *Trust) CheckSerial(least uint64) error {
 // WithRevocations returns t extended by a later revocation file.
 func (t *Trust) WithRevocations(b []byte) (*Trust, error) {
 	var r RevocationsFile
-	if err := decodeStrict(b, MaxRevocations, &r); err != nil {
+	if err := decodeStrict(b, MaxRevocations, "none", &r); err != nil {
 		return nil, fmt.Errorf("revocations: %w", err)
 	}
 	if err := r.validate(); err != nil {
@@ -367,3 +367,16 @@ func parseHash(s string) (h [32]byte, err error) {
 
 // spkiHash is SHA-256 of a certificate's SubjectPublicKeyInfo.
 func spkiHash(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// StateKey names the line of trust.json files whose serials grow: the trust
+// domain and its oldest authority, which stays listed for ever. A domain that
+// was set up anew under its old name starts another line.
+func (t *Trust) StateKey() string {
+	oldest := t.authorities[0]
+	for _, a := range t.authorities {
+		if a.Certificate.NotBefore.Before(oldest.Certificate.NotBefore) {
+			oldest = a
+		}
+	}
+	return t.td.Name() + " " + hexHash(spkiHash(oldest.Certificate))
+}

@@ -132,7 +132,7 @@ func skip(report *[]attest.Check, checks []check) {
 }
 
 func checkTrustWindow(t *Trust, now time.Time) (string, error) {
-	if now.Before(t.Issued()) {
+	if now.Before(t.Issued().Add(-MaxClockSkew)) {
 		return "", fmt.Errorf("trust.json was issued at %s, in the future", stamp(t.Issued()))
 	}
 	// An attacker who can withhold updates must not be able to for ever.

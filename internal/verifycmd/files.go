@@ -1,0 +1,190 @@
+package verifycmd
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+func readTrust(path string, revocations []string) (*link.Trust, error) {
+	raw, err := cli.ReadFile(path, link.MaxTrust)
+	if err != nil {
+		return nil, err
+	}
+	trust, err := link.ParseTrust(raw)
+	if err != nil {
+		return nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", path, err), "export it again: rootlink-server trust export")
+	}
+	for _, name := range revocations {
+		raw, err := cli.ReadFile(name, link.MaxRevocations)
+		if err != nil {
+			return nil, err
+		}
+		if trust, err = trust.WithRevocations(raw); err != nil {
+			return nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", name, err), "check that it belongs to this trust.json")
+		}
+	}
+	return trust, nil
+}
+
+// readInputs tells bundles from artifacts and reads both.
+func readInputs(cmd *cobra.Command, in *link.Input, args []string) error {
+	seen := map[string]bool{}
+	for _, name := range args {
+		raw, err := readBundle(name)
+		if err != nil {
+			return err
+		}
+		if raw == nil {
+			a, err := digestArtifact(name)
+			if err != nil {
+				return err
+			}
+			in.Artifacts = append(in.Artifacts, a)
+			continue
+		}
+		if seen[name] {
+			return cli.Usage("name each once", "%s is given twice", name)
+		}
+		seen[name] = true
+		l := link.LinkInput{Name: name, Bundle: raw}
+		if l.EventLog, err = findEventLog(name, raw); err != nil {
+			return err
+		}
+		in.Links = append(in.Links, l)
+	}
+	if len(in.Links) == 0 {
+		return cli.Usage("name the "+link.BundleSuffix+" file that `rootlink run` wrote", "no bundle among the %d files", len(args))
+	}
+	return nil
+}
+
+// readBundle returns nil when name is no bundle. A file with the suffix of one
+// is one whatever it holds, so that a broken bundle is not taken for an artifact.
+func readBundle(name string) ([]byte, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	suffix := strings.HasSuffix(name, link.BundleSuffix)
+	if !st.Mode().IsRegular() || st.Size() > link.MaxBundle {
+		if suffix && st.Mode().IsRegular() {
+			return nil, cli.Fail(cli.ExitCrypto, fmt.Errorf("%s is larger than any bundle (%d bytes)", name, link.MaxBundle), "")
+		}
+		return nil, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if !suffix {
+		// Only JSON is worth reading whole.
+		head := make([]byte, 64)
+		n, err := io.ReadFull(f, head)
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		if !bytes.HasPrefix(bytes.TrimLeft(head[:n], " \t\r\n"), []byte("{")) {
+			return nil, nil
+		}
+	}
+	raw, err := cli.ReadFile(name, link.MaxBundle)
+	if err != nil {
+		return nil, err
+	}
+	if suffix || link.IsBundle(raw) {
+		return raw, nil
+	}
+	return nil, nil
+}
+
+// findEventLog looks beside the bundle for the boot event log that its
+// evidence names by digest. Having none is fine: it adds a claim, and its
+// absence takes nothing from the rest.
+func findEventLog(bundle string, raw []byte) ([]byte, error) {
+	b, err := link.ParseBundle(raw)
+	if err != nil {
+		return nil, nil // Verify says what is wrong with it
+	}
+	e, err := attest.FromCertificate(b.UnverifiedCertificate())
+	if err != nil || e.EventLog == nil {
+		return nil, nil
+	}
+	name := link.EventLogName(e.EventLog)
+	if filepath.Base(name) != name { // the record is a stranger's: it chooses no directory
+		return nil, nil
+	}
+	path := filepath.Join(filepath.Dir(bundle), name)
+	log, err := cli.ReadFile(path, attest.MaxEventLog)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return log, err
+}
+
+// digestArtifact takes the digest of a file, or the dirHash of a directory.
+func digestArtifact(name string) (link.Artifact, error) {
+	a := link.Artifact{Name: name, Digest: map[string]string{}}
+	st, err := os.Stat(name)
+	if err != nil {
+		return a, err
+	}
+	if !st.IsDir() {
+		if !st.Mode().IsRegular() {
+			return a, cli.Usage("name a file or a directory", "%s is neither a file nor a directory", name)
+		}
+		h, err := digestFile(name)
+		a.Digest["sha256"] = hex.EncodeToString(h[:])
+		return a, err
+	}
+	files := map[string][32]byte{}
+	err = filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		// A dirHash covers the content of regular files only: what a symbolic
+		// link points to could change without it.
+		if !d.Type().IsRegular() {
+			return cli.Hint(fmt.Errorf("%s is not a regular file, and a dirHash does not cover it", path), "remove it, or name the files one by one")
+		}
+		rel, err := filepath.Rel(name, path)
+		if err != nil {
+			return err
+		}
+		h, err := digestFile(path)
+		files[filepath.ToSlash(rel)] = h
+		return err
+	})
+	if err != nil {
+		return a, err
+	}
+	a.Digest[link.DirHashAlg], err = link.DirHash(files)
+	return a, err
+}
+
+func digestFile(name string) (sum [32]byte, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return sum, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return sum, err
+	}
+	return [32]byte(h.Sum(nil)), nil
+}

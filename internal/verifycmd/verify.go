@@ -1,0 +1,167 @@
+// Package verifycmd is the command line of the verifier: `rootlink verify` and
+// `rootlink inspect`. It reads files, asks pkg/link, and prints.
+package verifycmd
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+type verifyOptions struct {
+	trust, state, identity, layout string
+	revocations                    []string
+	notBefore                      string
+}
+
+// VerifyCommand returns `rootlink verify`.
+func VerifyCommand() *cobra.Command {
+	var o verifyOptions
+	cmd := &cobra.Command{
+		Use:   "verify --trust FILE (--identity PATTERN | --layout FILE) BUNDLE... [ARTIFACT...]",
+		Short: "Verify links, and artifacts against them, back to the TPM",
+		Long: `Verify links, and artifacts against them, back to the TPM. No server and no
+network are needed: trust.json says whom to believe.
+
+Every BUNDLE must verify, and every ARTIFACT (a file, or a directory recorded as
+one dirHash) must be a product of one of them. Arguments that end in
+` + link.BundleSuffix + `, or are Sigstore bundles by their mediaType, are bundles.
+
+PATTERN is a SPIFFE ID. In it * stands for any characters within one path
+segment, and ** as the last segment for one or more whole segments.
+
+Exit codes: 0 verified, 1 a file could not be read or written, 2 usage, 3 a
+cryptographic check failed, 4 a policy was not met.`,
+		Example: `  rootlink verify --trust trust.json --identity 'spiffe://example.org/build/*' \
+      hello` + link.BundleSuffix + ` hello`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return verify(cmd, o, args) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.trust, "trust", "", "trust.json, as `rootlink-server trust export` writes it")
+	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or pattern of it, that must have signed")
+	f.StringVar(&o.layout, "layout", "", "in-toto layout that the links must fulfil (not supported yet)")
+	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
+	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
+	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
+	return cmd
+}
+
+func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
+	switch {
+	case o.trust == "":
+		return notBefore, cli.Usage("--trust FILE names it; `rootlink-server trust export` writes it", "no trust.json: nobody to believe")
+	case o.layout != "":
+		return notBefore, cli.Usage("name the signer with --identity instead", "--layout is not supported yet")
+	case o.identity == "":
+		return notBefore, cli.Usage("--identity 'spiffe://…' says who must have signed", "neither --identity nor --layout: any enrolled signer would do")
+	case len(args) == 0:
+		return notBefore, cli.Usage("name the "+link.BundleSuffix+" file that `rootlink run` wrote", "no bundle to verify")
+	}
+	if err := link.ValidatePattern(o.identity); err != nil {
+		return notBefore, cli.Usage("such as spiffe://example.org/build/*", "--identity: %w", err)
+	}
+	if o.notBefore != "" {
+		if notBefore, err = time.Parse(time.RFC3339, o.notBefore); err != nil {
+			return notBefore, cli.Usage("such as 2030-05-01T12:00:00Z", "--not-before: %w", err)
+		}
+	}
+	return notBefore, nil
+}
+
+func verify(cmd *cobra.Command, o verifyOptions, args []string) error {
+	notBefore, err := o.check(args)
+	if err != nil {
+		return err
+	}
+	trust, err := readTrust(o.trust, o.revocations)
+	if err != nil {
+		return err
+	}
+	in := link.Input{Identity: o.identity, NotBefore: notBefore}
+	if err := readInputs(cmd, &in, args); err != nil {
+		return err
+	}
+	state, err := openState(o.state, trust)
+	if err != nil {
+		return err
+	}
+	defer state.close()
+	in.LeastSerial = state.least
+	now := time.Now()
+	res, verdict := link.Verify(in, trust, now)
+	// Remembered only once trust.json itself was found good: a file that is
+	// expired or rolled back must not lock out the right one.
+	if trust.CheckSerial(state.least) == nil && now.Before(trust.Expires()) {
+		if err := state.remember(trust.Serial()); err != nil {
+			return err
+		}
+	}
+	if cli.WantsJSON(cmd) {
+		err = cli.PrintJSON(cmd.OutOrStdout(), res)
+	} else {
+		_, err = fmt.Fprint(cmd.OutOrStdout(), res.Text())
+	}
+	if err != nil {
+		return err
+	}
+	return outcome(res, verdict)
+}
+
+// outcome gives a verdict its exit code and hint.
+func outcome(res *link.Result, err error) error {
+	if err == nil {
+		return nil
+	}
+	code := cli.ExitInternal
+	switch {
+	case errors.Is(err, link.ErrCrypto):
+		code = cli.ExitCrypto
+	case errors.Is(err, link.ErrPolicy):
+		code = cli.ExitPolicy
+	}
+	return cli.Fail(code, fmt.Errorf("not verified: %w", err), hint(res.Failure, err))
+}
+
+// hint says what to do about a failed check.
+func hint(f *link.Failure, err error) string {
+	if errors.Is(err, link.ErrExpired) {
+		return "verify within the SVID's lifetime; a timestamp in the bundle would make it last (not supported yet)"
+	}
+	switch f.Check {
+	case "trust.window":
+		return "export a new trust.json: rootlink-server trust export"
+	case "trust.serial":
+		return "use the newest trust.json; if the server was set up anew on purpose, name another --trust-state"
+	case "bundle.form":
+		return "see what is in it: rootlink inspect FILE"
+	case "svid.authority":
+		return "the trust.json may be older than the authority that signed: export a new one"
+	case "requirement.match":
+		return "create the entry for this identity and export trust.json again, or check whose trust.json it is"
+	case "evidence.kind":
+		return "sign with `rootlink run` on an attested machine: an SVID made by hand proves nothing about one"
+	case "requirement.tools":
+		return "register the tool's hash with an entry and export trust.json again, if that is the tool you meant"
+	case "requirement.recorder":
+		return "install rootlink setgid to its own group, or accept the unprotected recorder in the entry"
+	case "requirement.pcr_policy":
+		return "if the machine was updated on purpose, capture its new state: rootlink-server pcr-policy capture"
+	case "ek.inventory":
+		return "the machine is not one of those in trust.json: enrol it, or find out whose it is"
+	case "identity":
+		return "someone else signed: check --identity and the bundle"
+	case "freshness":
+		return "the link is of an older run: ask for the one of this run"
+	case "step.exit_code":
+		return "the step failed; its products are not what it should have made"
+	case "artifact.subject":
+		return "the file was changed, or is not what this step made"
+	}
+	return ""
+}

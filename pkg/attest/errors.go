@@ -1,5 +1,0 @@
-package attest
-
-import "errors"
-
-var errNotImplemented = errors.New("attest: not implemented")

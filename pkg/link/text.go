@@ -1,0 +1,259 @@
+package link
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// Text renders r for people: the chain as a tree, then what was proved by
+// whom. Strings out of signed files are cleaned, so that none can move the
+// cursor and rewrite the verdict above it.
+func (r *Result) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n", r.headline())
+	if f := r.Failure; f != nil {
+		where := ""
+		if f.Link != "" {
+			where = clean(f.Link) + ": "
+		}
+		fmt.Fprintf(&b, "  %s%s (%s, check %s)\n", where, clean(f.Message), f.Class, f.Check)
+	}
+	for i := range r.Links {
+		fmt.Fprintln(&b)
+		r.Links[i].tree(r).print(&b, "", "")
+	}
+	for _, a := range r.Artifacts {
+		if len(a.Matches) == 0 {
+			fmt.Fprintf(&b, "\n%s  %s\n└── NO LINK\n", clean(a.Name), digestString(a.Digest))
+		}
+	}
+	for i := range r.Links {
+		r.Links[i].prose(&b)
+	}
+	fmt.Fprintf(&b, "\nJudged at %s (%s), with trust.json of %s, serial %d.\n", stamp(r.Time.At), r.Time.Source, clean(r.Trust.TrustDomain), r.Trust.Serial)
+	if len(r.Artifacts) == 0 && r.Verdict == VerdictVerified {
+		b.WriteString("No artifact was given: nothing was compared with the link's products.\n")
+	}
+	if r.Verdict != VerdictVerified {
+		r.listChecks(&b)
+	}
+	return b.String()
+}
+
+func (r *Result) headline() string {
+	if r.Verdict != VerdictVerified {
+		return "✗ REFUSED"
+	}
+	tiers, software := map[string]bool{}, false
+	for _, l := range r.Links {
+		tiers[strings.ReplaceAll(l.Tier, "_", " ")] = true
+		software = software || l.SoftwareTPM
+	}
+	head := "✓ VERIFIED  " + clean(r.Identity) + "  tier: " + strings.Join(slices.Sorted(maps.Keys(tiers)), ", ")
+	if software {
+		head += "  SOFTWARE TPM"
+	}
+	return head
+}
+
+// node is one line of the tree with further lines under it.
+type node struct {
+	text  string
+	notes []string
+	kids  []*node
+}
+
+func (n *node) add(text string, notes ...string) *node {
+	kid := &node{text: text, notes: notes}
+	n.kids = append(n.kids, kid)
+	return kid
+}
+
+func (n *node) print(b *strings.Builder, first, rest string) {
+	fmt.Fprintf(b, "%s%s\n", first, n.text)
+	for _, note := range n.notes {
+		bar := "    "
+		if len(n.kids) > 0 {
+			bar = "│   "
+		}
+		fmt.Fprintf(b, "%s%s%s\n", rest, bar, note)
+	}
+	for i, k := range n.kids {
+		if i == len(n.kids)-1 {
+			k.print(b, rest+"└── ", rest+"    ")
+		} else {
+			k.print(b, rest+"├── ", rest+"│   ")
+		}
+	}
+}
+
+// tree is the chain: artifact ← link ← SVID ← programs, quote ← AK ← EK ← maker.
+// It ends where the first cryptographic check failed.
+func (l *LinkResult) tree(r *Result) *node {
+	top := &node{text: clean(l.Name)}
+	for _, a := range r.Artifacts {
+		for _, m := range a.Matches {
+			if m.Link == l.Name {
+				top = &node{text: clean(a.Name) + "  " + digestString(a.Digest), kids: []*node{top}}
+			}
+		}
+	}
+	leaf := top
+	for len(leaf.kids) > 0 {
+		leaf = leaf.kids[0]
+	}
+	c := l.Chain
+	s := c.Statement
+	if s == nil {
+		leaf.notes = append(leaf.notes, "not established: the signature was not verified")
+		return top
+	}
+	leaf.text = fmt.Sprintf("link %s: step %q", clean(l.Name), clean(s.Step))
+	leaf.notes = append(leaf.notes, "command "+clean(strings.Join(s.Command, " ")))
+	facts := []string{fmt.Sprintf("%d materials, %d products", s.Materials, len(s.Subjects))}
+	if s.ExitCode != nil {
+		facts = append(facts, fmt.Sprintf("exit code %d", *s.ExitCode))
+	}
+	if s.Git != nil && s.Git.Commit != "" {
+		facts = append(facts, "git "+clean(gitString(s.Git)))
+	}
+	leaf.notes = append(leaf.notes, strings.Join(facts, ", "))
+	svid := leaf.add("SVID "+clean(c.SVID.SPIFFEID)+"  key "+short(c.SVID.KeySHA256),
+		"valid "+stamp(c.SVID.NotBefore)+" to "+stamp(c.SVID.NotAfter), "issued by "+clean(c.SVID.Authority))
+	if c.Quote == nil {
+		svid.add("NO HARDWARE EVIDENCE")
+		return top
+	}
+	if p := c.Programs; p != nil {
+		for _, t := range p.Tools {
+			svid.add("tool      " + t)
+		}
+		how := "  protected"
+		if !p.RecorderProtected {
+			how = "  UNPROTECTED: any process of its user could have spoken in its name"
+		}
+		svid.add("recorder  " + p.Recorder + how)
+	}
+	l.hardware(svid)
+	return top
+}
+
+func (l *LinkResult) hardware(svid *node) {
+	c := l.Chain
+	q := c.Quote
+	policy := "boot state NOT JUDGED by a PCR policy"
+	if q.Policy != nil {
+		policy = fmt.Sprintf("PCR policy %s revision %d, profile %s", clean(q.Policy.Name), q.Policy.Revision, clean(q.Policy.Profile))
+	}
+	notes := []string{policy}
+	if q.SecureBoot != nil {
+		notes = append(notes, fmt.Sprintf("Secure Boot on: %t (event log replayed)", *q.SecureBoot))
+	}
+	quote := svid.add(fmt.Sprintf("quote of %s at %s, %d resets, %d restarts", pcrList(q.PCRs), stamp(q.NonceTime), q.ResetCount, q.RestartCount), notes...)
+	software := ""
+	if c.AK.Software {
+		software = "SOFTWARE TPM, proves no hardware: "
+	}
+	ak := quote.add("AK "+c.AK.Name, software+"maker "+clean(c.AK.Manufacturer)+", firmware "+clean(c.AK.Firmware), "certified by "+clean(c.AK.CertifiedBy))
+	host := ""
+	if c.EK.Host != "" {
+		host = "  host " + clean(c.EK.Host)
+	}
+	ek := ak.add("EK " + c.EK.SHA256 + host)
+	if c.Maker != nil {
+		ek.add("maker's root " + clean(c.Maker.Subject) + "  " + short(c.Maker.SHA256))
+	} else {
+		ek.add("ON THE ALLOW-LIST of trust.json, no maker's root")
+	}
+}
+
+func (l *LinkResult) prose(b *strings.Builder) {
+	if len(l.ProvedByTPM) > 0 {
+		fmt.Fprintf(b, "\nProved by the TPM%s\n", map[bool]string{true: " (a SOFTWARE TPM: as good as its host)"}[l.SoftwareTPM])
+		for _, p := range l.ProvedByTPM {
+			fmt.Fprintf(b, "  · %s\n", clean(p))
+		}
+	}
+	if len(l.TakenOnWordOf) > 0 {
+		fmt.Fprintln(b, "\nTaken on the word of")
+		for _, w := range l.TakenOnWordOf {
+			same := ""
+			if w.SameOperator {
+				same = " (same operator as the SVID authority)"
+			}
+			fmt.Fprintf(b, "  · %s%s: %s\n", clean(w.Who), same, clean(w.What))
+		}
+	}
+}
+
+func (r *Result) listChecks(b *strings.Builder) {
+	b.WriteString("\nChecks\n")
+	show := func(where string, checks []attest.Check) {
+		notRun := 0
+		for _, c := range checks {
+			switch c.Outcome {
+			case attest.Passed:
+				fmt.Fprintf(b, "  ✓ %s%s\n", where, c.ID)
+			case attest.Failed:
+				fmt.Fprintf(b, "  ✗ %s%s: %s\n", where, c.ID, clean(c.Detail))
+			default:
+				notRun++
+			}
+		}
+		if notRun > 0 {
+			fmt.Fprintf(b, "  – %s%d not run\n", where, notRun)
+		}
+	}
+	show("", r.Checks)
+	for _, l := range r.Links {
+		show(clean(l.Name)+" ", l.Checks)
+	}
+}
+
+// pcrList is "sha256:0-15" for the banks and indices in a quote.
+func pcrList(banks map[string]map[string]string) string {
+	var out []string
+	for _, bank := range slices.Sorted(maps.Keys(banks)) {
+		var idx []int
+		for k := range banks[bank] {
+			if n, err := strconv.Atoi(k); err == nil {
+				idx = append(idx, n)
+			}
+		}
+		slices.Sort(idx)
+		var runs []string
+		for i := 0; i < len(idx); {
+			j := i
+			for j+1 < len(idx) && idx[j+1] == idx[j]+1 {
+				j++
+			}
+			if i == j {
+				runs = append(runs, strconv.Itoa(idx[i]))
+			} else {
+				runs = append(runs, fmt.Sprintf("%d-%d", idx[i], idx[j]))
+			}
+			i = j + 1
+		}
+		out = append(out, bank+":"+strings.Join(runs, ","))
+	}
+	return "PCRs " + strings.Join(out, " ")
+}
+
+// clean makes characters that a terminal might obey, or that hide others, visible.
+func clean(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\u%04x", r)
+		}
+	}
+	return b.String()
+}
