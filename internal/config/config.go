@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/hcl/hcl/ast"
@@ -43,6 +44,8 @@ type Plugin struct {
 	Enabled  bool   // true unless the file says otherwise
 	Data     string // plugin_data as HCL, for the plugin's Configure
 	Line     int
+
+	data *ast.ObjectList // plugin_data as parsed, nil when absent
 }
 
 // Error names the place in a file that is wrong.
@@ -107,16 +110,44 @@ func Parse(path string, content []byte) (f *File, err error) {
 // Apply sets the flags that the section names and the command line does not.
 // A key without a flag of that name is an error that names its line.
 func (f *File) Apply(section string, flags *pflag.FlagSet) error {
-	list := f.sections[section]
-	if list == nil {
-		return nil
+	if list := f.sections[section]; list != nil {
+		return f.apply(section, list, flags, nil)
 	}
+	return nil
+}
+
+// ApplyPlugins sets the flags that plugin_data names, for a program whose
+// plugins are all built in: builtin maps TYPE "NAME" (written with a space) to
+// the keys that are flags as well. Any other plugin is an error, as is one that
+// names an external program: skipping it would leave out a check that somebody
+// believes in.
+func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) error {
+	for _, p := range f.plugins {
+		keys, ok := builtin[p.Type+" "+p.Name]
+		pos := token.Pos{Line: p.Line}
+		switch {
+		case !p.Enabled:
+		case p.Cmd != "" || p.Checksum != "" || len(p.Args) != 0:
+			return f.errorf(pos, "%s %q: external plugins are not loaded by this program", p.Type, p.Name)
+		case !ok:
+			return f.errorf(pos, "%s %q is not built into this program", p.Type, p.Name)
+		case p.data != nil:
+			if err := f.apply(fmt.Sprintf("plugin_data of %q", p.Name), p.data, flags, keys); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// apply sets flags from a block; only, if not nil, lists the keys allowed.
+func (f *File) apply(block string, list *ast.ObjectList, flags *pflag.FlagSet, only []string) error {
 	seen := map[string]bool{}
 	for _, item := range list.Items {
 		name := key(item, 0)
 		flag := flags.Lookup(strings.ReplaceAll(name, "_", "-"))
-		if flag == nil || strings.Contains(name, "-") || notKeys[flag.Name] {
-			return f.errorf(item.Pos(), "unknown key %q in %s", name, section)
+		if flag == nil || strings.Contains(name, "-") || notKeys[flag.Name] || only != nil && !slices.Contains(only, name) {
+			return f.errorf(item.Pos(), "unknown key %q in %s", name, block)
 		}
 		if seen[name] {
 			return f.errorf(item.Pos(), "%s is set a second time", name)
@@ -184,7 +215,7 @@ func (f *File) readPluginKey(p *Plugin, item *ast.ObjectItem) error {
 		if err := printer.Fprint(&b, obj.List); err != nil {
 			return f.errorf(item.Pos(), "plugin_data: %v", err)
 		}
-		p.Data = b.String()
+		p.Data, p.data = b.String(), obj.List
 		return nil
 	}
 	if len(item.Keys) != 1 {

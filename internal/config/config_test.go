@@ -104,6 +104,35 @@ func TestPlugins(t *testing.T) {
 	}
 }
 
+func TestBuiltInPluginsOnly(t *testing.T) {
+	builtin := map[string][]string{"NodeAttestor tpmnode": {"ek_roots"}}
+	for _, tt := range []struct {
+		name, in string
+		line     int // 0: accepted
+	}{
+		{"keys are flags", "plugins {\n  NodeAttestor \"tpmnode\" {\n    plugin_data { ek_roots = [\"p.pem\"] }\n  }\n}", 0},
+		{"disabled", "plugins {\n  KeyManager \"disk\" { enabled = false }\n}", 0},
+		{"a flag that is no key of the plugin", "plugins {\n  NodeAttestor \"tpmnode\" {\n    plugin_data { trust_domain = \"x\" }\n  }\n}", 3},
+		{"another plugin", "plugins {\n  KeyManager \"disk\" {}\n}", 2},
+		{"an external program", "plugins {\n  NodeAttestor \"tpmnode\" { plugin_cmd = \"/x\" }\n}", 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := Parse("x.conf", []byte(tt.in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var v values
+			err = f.ApplyPlugins(flagSet(&v), builtin)
+			if e, ok := errors.AsType[*Error](err); ok != (tt.line != 0) || ok && e.Line != tt.line {
+				t.Errorf("%v, want line %d", err, tt.line)
+			}
+			if tt.name == "keys are flags" && !slices.Equal(v.roots, []string{"p.pem"}) {
+				t.Error(v.roots)
+			}
+		})
+	}
+}
+
 func TestRefusesWithTheLine(t *testing.T) {
 	for _, tt := range []struct {
 		name, in string

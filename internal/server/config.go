@@ -71,6 +71,9 @@ const (
 	DefaultRoundTimeout     = 30 * time.Second
 )
 
+// ErrConfig means that New was given a Config that cannot work.
+var ErrConfig = errors.New("server configuration")
+
 // settings is a Config that was checked and completed.
 type settings struct {
 	Config
@@ -158,7 +161,7 @@ func (c Config) check() (*settings, error) {
 		s.Now = time.Now
 	}
 	if len(errs) != 0 {
-		return nil, fmt.Errorf("server configuration: %w", errors.Join(errs...))
+		return nil, fmt.Errorf("%w: %w", ErrConfig, errors.Join(errs...))
 	}
 	return s, nil
 }

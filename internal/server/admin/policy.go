@@ -3,41 +3,21 @@ package admin
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
-	"strconv"
+	"strings"
 	"time"
 
+	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
 const maxPolicyJSON = 1 << 20 // bytes of a hand-written policy
-
-// policyName is what can stand in a selector, a file name and a shell line
-// without quoting.
-var policyName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-
-// volatile says why a PCR is a poor choice for a policy, in the terms of the
-// TCG PC Client Platform Firmware Profile.
-var volatile = map[uint32]string{
-	0:  "PCR 0 changes with every firmware update",
-	1:  "PCR 1 holds the host platform's configuration, such as serial numbers and boot variables: it differs on every machine",
-	2:  "PCR 2 holds option ROMs: it differs between hardware revisions",
-	3:  "PCR 3 holds option ROM configuration: it differs between machines",
-	4:  "PCR 4 holds the boot loader: every update of shim, the boot loader or a UKI changes it",
-	5:  "PCR 5 holds the partition table and boot variables: it differs on every machine",
-	6:  "PCR 6 is the vendor's own, often with a unique host identifier: it differs on every machine",
-	8:  "PCR 8 holds the boot loader's commands: every change of the kernel command line changes it",
-	9:  "PCR 9 holds the files the boot loader read: every kernel or initrd update changes it",
-	10: "PCR 10 is extended by IMA for every file that runs: it will not match again, use a runtime policy for it",
-}
 
 // CapturePCRPolicy makes a complete profile of the values an agent last attested.
 func (s *Service) CapturePCRPolicy(ctx context.Context, req *adminv1.CapturePCRPolicyRequest) (*adminv1.CapturePCRPolicyResponse, error) {
@@ -46,64 +26,36 @@ func (s *Service) CapturePCRPolicy(ctx context.Context, req *adminv1.CapturePCRP
 }
 
 func (s *Service) capture(ctx context.Context, req *adminv1.CapturePCRPolicyRequest) (*adminv1.CapturePCRPolicyResponse, error) {
-	if err := checkName(req.Name); err != nil {
-		return nil, err
+	if err := policy.CheckName(req.Name); err != nil {
+		return nil, malformed("%q: %w", req.Name, err)
 	}
 	agent, err := s.attested(req.AgentId)
 	if err != nil {
 		return nil, err
 	}
-	profile := attest.PCRProfile{Name: req.Profile, Banks: map[string]map[string]string{}}
-	if req.NotBefore != 0 {
-		profile.NotBefore = time.Unix(req.NotBefore, 0).UTC()
+	var sel []attest.PCRSelection
+	for _, p := range req.Pcrs {
+		sel = append(sel, attest.PCRSelection{Bank: p.Bank, Indices: p.Indices})
 	}
-	if req.NotAfter != 0 {
-		profile.NotAfter = time.Unix(req.NotAfter, 0).UTC()
+	profile, notes, err := policy.Capture(req.Profile, agent.Attestation.PCRs, sel, fromUnix(req.NotBefore), fromUnix(req.NotAfter))
+	if errors.Is(err, policy.ErrNotQuoted) {
+		err = fmt.Errorf("%w (it quoted %s)", err, quoted(agent.Attestation.PCRs))
 	}
-	selection := req.Pcrs
-	if len(selection) == 0 {
-		selection = []*adminv1.PCRSelection{{Bank: "sha256", Indices: []uint32{7}}}
+	if err != nil {
+		return nil, err
 	}
-	notes := []string{fmt.Sprintf("the values are those of %s", agent.Attestation.At.UTC().Format(time.RFC3339))}
+	notes = append([]string{"the values are those of " + agent.Attestation.At.UTC().Format(time.RFC3339)}, notes...)
 	if agent.Attestation.Software {
 		notes = append(notes, "that agent has a SOFTWARE TPM: whoever controls its host can make it show any values")
 	}
-	for _, sel := range selection {
-		for _, i := range sel.Indices {
-			v, err := value(agent.Attestation.PCRs, sel.Bank, i)
-			if err != nil {
-				return nil, err
-			}
-			if profile.Banks[sel.Bank] == nil {
-				profile.Banks[sel.Bank] = map[string]string{}
-			}
-			profile.Banks[sel.Bank][strconv.FormatUint(uint64(i), 10)] = hex.EncodeToString(v)
-			if why := volatile[i]; why != "" {
-				notes = append(notes, why)
-			}
-			if allZero(v) {
-				notes = append(notes, fmt.Sprintf("%s PCR %d was never extended (all zeros): it tells this boot from no other", sel.Bank, i))
-			}
-		}
-	}
 	made, err := s.store.PutPCRPolicy(ctx, req.Name, func(current *attest.PCRPolicy) ([]attest.PCRProfile, error) {
-		if current == nil {
-			profile.Name = freeName(nil, profile.Name, agent.ID)
-			return []attest.PCRProfile{profile}, nil
-		}
-		if !req.AddProfile {
+		if current != nil && !req.AddProfile {
 			return nil, fmt.Errorf("PCR policy %q %w", req.Name, errExists)
 		}
-		for _, p := range current.Profiles {
-			if sameProfile(p, profile) {
-				return nil, fmt.Errorf("profile %q with these very values %w", p.Name, errExists)
-			}
-			if p.Name == req.Profile {
-				return nil, fmt.Errorf("profile %q %w with other values", p.Name, errExists)
-			}
+		if profile.Name == "" {
+			profile.Name = freeName(current, agent.ID)
 		}
-		profile.Name = freeName(current.Profiles, profile.Name, agent.ID)
-		return append(slices.Clone(current.Profiles), profile), nil
+		return policy.AddProfile(current, profile)
 	})
 	if err != nil {
 		return nil, err
@@ -131,8 +83,8 @@ func (s *Service) put(ctx context.Context, req *adminv1.PutPCRPolicyRequest) (*a
 	if dec.More() {
 		return nil, malformed("PCR policy: more follows the first object")
 	}
-	if err := checkName(p.Name); err != nil {
-		return nil, err
+	if err := policy.CheckName(p.Name); err != nil {
+		return nil, malformed("%q: %w", p.Name, err)
 	}
 	// The store counts revisions; any positive number passes the check of form.
 	p.Revision = 1
@@ -193,58 +145,34 @@ func (s *Service) DeletePCRPolicy(ctx context.Context, req *adminv1.DeletePCRPol
 // DiffPCRPolicy shows how an agent's last attested values differ from every
 // profile of a policy.
 func (s *Service) DiffPCRPolicy(_ context.Context, req *adminv1.DiffPCRPolicyRequest) (*adminv1.DiffPCRPolicyResponse, error) {
+	r, err := s.diff(req)
+	return r, toStatus(err)
+}
+
+func (s *Service) diff(req *adminv1.DiffPCRPolicyRequest) (*adminv1.DiffPCRPolicyResponse, error) {
 	agent, err := s.attested(req.AgentId)
 	if err != nil {
-		return nil, toStatus(err)
+		return nil, err
 	}
 	p, err := s.store.PCRPolicy(req.Name)
 	if err != nil {
-		return nil, toStatus(fmt.Errorf("PCR policy %q: %w", req.Name, err))
+		return nil, fmt.Errorf("PCR policy %q: %w", req.Name, err)
 	}
 	now := s.now()
-	r := &adminv1.DiffPCRPolicyResponse{AttestedUnix: unix(agent.Attestation.At)}
-	for _, profile := range p.Policy.Profiles {
-		if now.Before(profile.NotBefore) || !profile.NotAfter.IsZero() && now.After(profile.NotAfter) {
-			r.Expired = append(r.Expired, profile.Name)
-		}
-		ds, err := differences(profile, agent.Attestation.PCRs)
-		if err != nil {
-			return nil, toStatus(err)
-		}
-		r.Differences = append(r.Differences, ds...)
+	profile, matches, diff, err := policy.Diff(&p.Policy, agent.Attestation.PCRs, now)
+	if err != nil {
+		return nil, err
 	}
-	// The verdict is the one that issuance uses, never one worked out here.
-	if name, err := p.Policy.Match(agent.Attestation.PCRs, now); err == nil {
-		r.Matches, r.MatchedProfile = true, name
+	r := &adminv1.DiffPCRPolicyResponse{AttestedUnix: unix(agent.Attestation.At), Matches: matches, MatchedProfile: profile}
+	for _, d := range diff {
+		r.Differences = append(r.Differences, &adminv1.PCRDifference{Profile: d.Profile, Bank: d.Bank, Pcr: d.PCR, Want: d.Want, Got: d.Got})
+	}
+	for _, pr := range p.Policy.Profiles {
+		if now.Before(pr.NotBefore) || !pr.NotAfter.IsZero() && now.After(pr.NotAfter) {
+			r.Expired = append(r.Expired, pr.Name)
+		}
 	}
 	return r, nil
-}
-
-func differences(p attest.PCRProfile, pcrs []attest.PCRBank) (out []*adminv1.PCRDifference, err error) {
-	for _, bank := range slices.Sorted(maps.Keys(p.Banks)) {
-		want := map[uint32][]byte{}
-		for text, hexValue := range p.Banks[bank] {
-			i, err := strconv.ParseUint(text, 10, 32)
-			if err != nil {
-				return nil, err
-			}
-			if want[uint32(i)], err = hex.DecodeString(hexValue); err != nil {
-				return nil, err
-			}
-		}
-		for _, i := range sortedIndices(want) {
-			var got []byte
-			for _, b := range pcrs {
-				if b.Bank == bank {
-					got = b.Values[i]
-				}
-			}
-			if !bytes.Equal(got, want[i]) {
-				out = append(out, &adminv1.PCRDifference{Profile: p.Name, Bank: bank, Pcr: i, Want: want[i], Got: got})
-			}
-		}
-	}
-	return out, nil
 }
 
 // attested returns an agent whose PCR values are known.
@@ -259,66 +187,24 @@ func (s *Service) attested(id string) (*store.Agent, error) {
 	return a, nil
 }
 
-func value(pcrs []attest.PCRBank, bank string, i uint32) ([]byte, error) {
-	if i == 16 || i == 23 {
-		return nil, malformed("PCR %d can be reset from user space and proves nothing", i)
-	}
-	for _, b := range pcrs {
-		if b.Bank == bank {
-			if v := b.Values[i]; v != nil {
-				return v, nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("the agent %w for %s:%d; it quoted %s", errNoValues, bank, i, quoted(pcrs))
-}
-
 func quoted(pcrs []attest.PCRBank) string {
-	var b bytes.Buffer
-	for n, bank := range pcrs {
-		if n > 0 {
-			b.WriteString(" and ")
-		}
-		fmt.Fprintf(&b, "%s:", bank.Bank)
-		for k, i := range sortedIndices(bank.Values) {
-			if k > 0 {
-				b.WriteByte(',')
-			}
-			fmt.Fprint(&b, i)
-		}
+	var out []string
+	for _, bank := range pcrs {
+		out = append(out, bank.Bank+":"+strings.Trim(strings.ReplaceAll(fmt.Sprint(sortedIndices(bank.Values)), " ", ","), "[]"))
 	}
-	return b.String()
+	return strings.Join(out, " and ")
 }
 
-func checkName(name string) error {
-	if !policyName.MatchString(name) {
-		return malformed("PCR policy name %q: letters, digits, '.', '_' and '-' are allowed, at most 63, the first a letter or digit", name)
-	}
-	return nil
-}
-
-// freeName makes a profile's name of the end of the agent's ID unless one was
-// asked for, with a number where it is taken.
-func freeName(taken []attest.PCRProfile, want, agentID string) string {
-	if want != "" {
-		return want
-	}
-	last := agentID[bytes.LastIndexByte([]byte(agentID), '/')+1:]
+// freeName makes a profile's name of the end of the agent's ID, with a number
+// where that is taken.
+func freeName(current *attest.PCRPolicy, agentID string) string {
+	last := agentID[strings.LastIndexByte(agentID, '/')+1:]
 	base := "node-" + last[:min(len(last), 12)]
-	for n := 1; ; n++ {
-		name := base
-		if n > 1 {
-			name = fmt.Sprintf("%s-%d", base, n)
-		}
-		if !slices.ContainsFunc(taken, func(p attest.PCRProfile) bool { return p.Name == name }) {
-			return name
-		}
+	name := base
+	for n := 2; current != nil && slices.ContainsFunc(current.Profiles, func(p attest.PCRProfile) bool { return p.Name == name }); n++ {
+		name = fmt.Sprintf("%s-%d", base, n)
 	}
-}
-
-func sameProfile(a, b attest.PCRProfile) bool {
-	return a.NotBefore.Equal(b.NotBefore) && a.NotAfter.Equal(b.NotAfter) &&
-		maps.EqualFunc(a.Banks, b.Banks, func(x, y map[string]string) bool { return maps.Equal(x, y) })
+	return name
 }
 
 func policyMessage(p store.PolicyRevision) (*adminv1.PCRPolicy, error) {
@@ -333,4 +219,9 @@ func policyMessage(p store.PolicyRevision) (*adminv1.PCRPolicy, error) {
 
 func sortedIndices[V any](m map[uint32]V) []uint32 { return slices.Sorted(maps.Keys(m)) }
 
-func allZero(b []byte) bool { return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) }
+func fromUnix(s int64) time.Time {
+	if s == 0 {
+		return time.Time{}
+	}
+	return time.Unix(s, 0).UTC()
+}

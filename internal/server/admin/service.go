@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -83,11 +84,11 @@ func toStatus(err error) error {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		code = codes.NotFound
-	case errors.Is(err, errExists):
+	case errors.Is(err, errExists), errors.Is(err, policy.ErrSameProfile):
 		code = codes.AlreadyExists
-	case errors.Is(err, errNoValues), errors.Is(err, errNothing):
+	case errors.Is(err, errNoValues), errors.Is(err, errNothing), errors.Is(err, policy.ErrNotQuoted):
 		code = codes.FailedPrecondition
-	case errors.Is(err, errMalformed):
+	case errors.Is(err, errMalformed), errors.Is(err, policy.ErrResettable):
 		code = codes.InvalidArgument
 	case errors.Is(err, store.ErrUnknownState), errors.Is(err, store.ErrClosed):
 		code = codes.Unavailable

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/rootlink/rootlink/internal/cli"
+)
+
+func bundleCommand(at *location) *cobra.Command {
+	return cli.Group("bundle", "The trust domain's authorities", bundleShow(at))
+}
+
+type bundleJSON struct {
+	TrustDomain     string   `json:"trust_domain"`
+	SequenceNumber  uint64   `json:"sequence_number"`
+	X509Authorities []string `json:"x509_authorities"` // PEM
+}
+
+func bundleShow(at *location) *cobra.Command {
+	var format string
+	c := &cobra.Command{Use: "show", Short: "Print the authorities, for agents and for openssl", Args: cobra.NoArgs}
+	c.Flags().StringVar(&format, "format", "pem", "pem, or spiffe for a SPIFFE bundle document")
+	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
+		if format != "pem" && format != "spiffe" {
+			return cli.Usage("", "--format %q is neither pem nor spiffe", format)
+		}
+		b, certs, err := cl.authorities(ctx)
+		if err != nil {
+			return err
+		}
+		if format == "spiffe" {
+			td, err := spiffeid.TrustDomainFromString(b.TrustDomain)
+			if err != nil {
+				return err
+			}
+			sb := spiffebundle.FromX509Authorities(td, certs)
+			sb.SetSequenceNumber(b.SequenceNumber)
+			doc, err := sb.Marshal()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s\n", doc)
+			return err
+		}
+		out := bundleJSON{TrustDomain: b.TrustDomain, SequenceNumber: b.SequenceNumber, X509Authorities: []string{}}
+		for _, a := range certs {
+			out.X509Authorities = append(out.X509Authorities, string(certPEM(a)))
+		}
+		return emit(c, out, func(w io.Writer) error {
+			_, err := w.Write(certPEM(certs...))
+			return err
+		})
+	})
+	return c
+}
+
+func certPEM(certs ...*x509.Certificate) (out []byte) {
+	for _, a := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Raw})...)
+	}
+	return out
+}

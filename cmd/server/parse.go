@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
+)
+
+// spiffeID reads a SPIFFE ID; one that begins with / is of the server's own
+// trust domain.
+func (cl *client) spiffeID(ctx context.Context, flag, s string) (*types.SPIFFEID, error) {
+	if strings.HasPrefix(s, "/") {
+		td, err := cl.td(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s = "spiffe://" + td + s
+	}
+	id, err := spiffeid.FromString(s)
+	if err != nil {
+		return nil, cli.Usage("write it as spiffe://TRUST-DOMAIN/PATH, or /PATH for the server's own trust domain", "%s %q: %w", flag, s, err)
+	}
+	if id.Path() == "" {
+		return nil, cli.Usage("name a path, such as /build/hello", "%s %q has no path", flag, s)
+	}
+	return &types.SPIFFEID{TrustDomain: id.TrustDomain().Name(), Path: id.Path()}, nil
+}
+
+func idString(id *types.SPIFFEID) string {
+	if id == nil {
+		return ""
+	}
+	return "spiffe://" + id.TrustDomain + id.Path
+}
+
+// selectors reads TYPE:VALUE; the value may hold further colons.
+func selectors(flag string, in []string) ([]*types.Selector, error) {
+	var out []*types.Selector
+	for _, s := range in {
+		typ, value, ok := strings.Cut(s, ":")
+		if !ok || typ == "" || value == "" {
+			return nil, cli.Usage("such as binary:uid:1000 or tpmnode:pcr_policy:lab", "%s %q is not TYPE:VALUE", flag, s)
+		}
+		out = append(out, &types.Selector{Type: typ, Value: value})
+	}
+	return out, nil
+}
+
+func selectorStrings(in []*types.Selector) []string {
+	out := make([]string, 0, len(in))
+	for _, s := range in {
+		out = append(out, s.Type+":"+s.Value)
+	}
+	return out
+}
+
+// duration is a flag value: Go's durations, and whole days as "90d".
+type duration time.Duration
+
+func (d *duration) String() string {
+	if *d == 0 {
+		return ""
+	}
+	return time.Duration(*d).String()
+}
+
+func (d *duration) Type() string { return "duration" }
+
+func (d *duration) Set(s string) error {
+	var v time.Duration
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return fmt.Errorf("%q is not a number of days", s)
+		}
+		v = time.Duration(n) * 24 * time.Hour
+	} else {
+		var err error
+		if v, err = time.ParseDuration(s); err != nil {
+			return fmt.Errorf("%q is not a duration such as 90s, 1h or 30d", s)
+		}
+	}
+	if v < time.Second || v%time.Second != 0 {
+		return fmt.Errorf("%q is not a positive number of whole seconds", s)
+	}
+	if v/time.Second > math.MaxInt32 {
+		return fmt.Errorf("%q is too long", s)
+	}
+	*d = duration(v)
+	return nil
+}
+
+func (d duration) seconds() int32 { return int32(time.Duration(d) / time.Second) }
+
+// moment is a flag value: RFC 3339, or a duration from now.
+type moment struct{ time.Time }
+
+func (m *moment) String() string {
+	if m.IsZero() {
+		return ""
+	}
+	return m.Format(time.RFC3339)
+}
+
+func (m *moment) Type() string { return "time" }
+
+func (m *moment) Set(s string) error {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		m.Time = t
+		return nil
+	}
+	var d duration
+	if err := d.Set(s); err != nil {
+		return fmt.Errorf("%q is neither a time such as 2030-01-31T00:00:00Z nor a duration from now", s)
+	}
+	m.Time = time.Now().Add(time.Duration(d))
+	return nil
+}
+
+func (m moment) unix() int64 {
+	if m.IsZero() {
+		return 0
+	}
+	return m.Unix()
+}
+
+// pcrSelections reads BANK:LIST such as sha256:0-7,14.
+func pcrSelections(flag string, in []string) ([]*adminv1.PCRSelection, error) {
+	var out []*adminv1.PCRSelection
+	bad := func(s string) error {
+		return cli.Usage("such as sha256:7 or sha256:0-7,14", "%s %q is not BANK:LIST with PCRs from 0 to 23", flag, s)
+	}
+	for _, s := range in {
+		bank, list, ok := strings.Cut(s, ":")
+		if !ok || bank == "" {
+			return nil, bad(s)
+		}
+		sel := &adminv1.PCRSelection{Bank: strings.ToLower(bank)}
+		for part := range strings.SplitSeq(list, ",") {
+			lo, hi, isRange := strings.Cut(part, "-")
+			if !isRange {
+				hi = lo
+			}
+			from, err1 := strconv.ParseUint(lo, 10, 8)
+			to, err2 := strconv.ParseUint(hi, 10, 8)
+			if err1 != nil || err2 != nil || to > 23 || from > to {
+				return nil, bad(s)
+			}
+			for i := from; i <= to; i++ {
+				sel.Indices = append(sel.Indices, uint32(i))
+			}
+		}
+		out = append(out, sel)
+	}
+	return out, nil
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/internal/server"
+	"github.com/rootlink/rootlink/internal/server/admin"
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// runFlags are the settings of `run`; the same names with underscores are the
+// keys of server {} in the configuration file.
+type runFlags struct {
+	config, logLevel                                string
+	trustDomain, listen                             string
+	ekRoots                                         []string
+	ekAllow, ekDeny                                 string
+	attestationCACert, attestationCAKey             string
+	evidencePatterns, quotePCRs, pcrSelectors       []string
+	noEventLog, imaLog, refuseAKChange              bool
+	svidTTL, agentTTL, issuerTTL, caTTL, roundLimit duration
+	attestRate                                      float64
+	attestBurst                                     int
+}
+
+// pluginKeys are those of plugin_data of the built-in node attestor that are
+// flags as well.
+var pluginKeys = []string{"ek_roots", "ek_allow", "ek_deny", "attestation_ca_cert", "attestation_ca_key"}
+
+func runCommand(at *location) *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use: "run --trust-domain NAME --ek-roots PEM|DIR…", Short: "Run the server in the foreground", Args: cobra.NoArgs,
+	}
+	fs := c.Flags()
+	fs.StringVar(&f.config, "config", "", "HCL file; flags win over it")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&f.trustDomain, "trust-domain", "", "name of the trust domain, such as example.org")
+	fs.StringVar(&f.listen, "listen", server.DefaultListen, "TCP address for agents; port 0 picks one")
+	fs.StringArrayVar(&f.ekRoots, "ek-roots", nil, "PEM file, or directory of them, with TPM makers' certificates; repeatable")
+	fs.StringVar(&f.ekAllow, "ek-allow", "", "file of EK hashes that need no maker's certificate")
+	fs.StringVar(&f.ekDeny, "ek-deny", "", "file of EK hashes that are refused")
+	fs.StringVar(&f.attestationCACert, "attestation-ca-cert", "", "certificate of the attestation CA, where servers share one (default made in the data directory)")
+	fs.StringVar(&f.attestationCAKey, "attestation-ca-key", "", "its key")
+	fs.StringArrayVar(&f.evidencePatterns, "evidence-pattern", nil, "SPIFFE ID pattern whose Workload API SVIDs must carry evidence; repeatable")
+	fs.StringArrayVar(&f.quotePCRs, "quote-pcrs", []string{"sha256:0-15"}, "BANK:LIST that every quote must cover; repeatable")
+	fs.StringArrayVar(&f.pcrSelectors, "pcr-selectors", nil, "BANK:LIST of PCRs that become selectors of nodes; repeatable")
+	fs.BoolVar(&f.noEventLog, "no-event-log", false, "do not ask agents for the boot event log")
+	fs.BoolVar(&f.imaLog, "ima-log", false, "ask agents for the IMA log")
+	fs.BoolVar(&f.refuseAKChange, "refuse-ak-change", false, "refuse a second AK of one TPM instead of raising an alarm")
+	f.svidTTL, f.agentTTL, f.issuerTTL = duration(server.DefaultX509TTL), duration(server.DefaultAgentTTL), duration(server.MaxIssuerTTL)
+	f.caTTL, f.roundLimit = duration(server.DefaultAuthorityTTL), duration(server.DefaultRoundTimeout)
+	fs.Var(&f.svidTTL, "svid-ttl", "lifetime of SVIDs whose entry names none")
+	fs.Var(&f.agentTTL, "agent-ttl", "lifetime of agents' SVIDs")
+	fs.Var(&f.issuerTTL, "issuer-ttl", "lifetime of SVIDs that sign one build step, at most 10m")
+	fs.Var(&f.caTTL, "ca-ttl", "lifetime of an authority")
+	fs.Float64Var(&f.attestRate, "attest-rate", server.DefaultAttestationRate, "node attestations a second from one address")
+	fs.IntVar(&f.attestBurst, "attest-burst", server.DefaultAttestationBurst, "node attestations from one address at once")
+	fs.Var(&f.roundLimit, "attest-timeout", "longest wait for one message of a node attestation")
+	c.RunE = func(c *cobra.Command, _ []string) error { return f.run(c, at) }
+	return c
+}
+
+func (f *runFlags) run(c *cobra.Command, at *location) error {
+	if err := f.readConfig(c); err != nil {
+		return err
+	}
+	cfg, err := f.serverConfig(c, at)
+	if err != nil {
+		return err
+	}
+	s, err := server.New(c.Context(), cfg)
+	if err != nil {
+		return explainStart(err, cfg)
+	}
+	defer s.Close()
+	fmt.Fprintf(c.ErrOrStderr(), "%s: ready: trust domain %s, agents at %s, admin socket %s\n", program, s.TrustDomain(), s.Addr(), cfg.AdminSocket)
+	if err := s.Run(c.Context()); err != nil && c.Context().Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func (f *runFlags) readConfig(c *cobra.Command) error {
+	if f.config != "" {
+		file, err := config.Load(f.config)
+		if err != nil {
+			return err
+		}
+		if err := file.Apply("server", c.Flags()); err != nil {
+			return err
+		}
+		if err := file.ApplyPlugins(c.Flags(), map[string][]string{"NodeAttestor tpmnode": pluginKeys}); err != nil {
+			return err
+		}
+	}
+	if f.trustDomain == "" {
+		return cli.Usage("such as --trust-domain example.org", "no trust domain")
+	}
+	return nil
+}
+
+func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, error) {
+	cfg := server.Config{
+		TrustDomain: f.trustDomain, DataDir: at.dataDir, Listen: f.listen, AdminSocket: at.adminSocket(),
+		EKRoots: f.ekRoots, EKAllow: f.ekAllow, EKDeny: f.ekDeny,
+		AttestationCACert: f.attestationCACert, AttestationCAKey: f.attestationCAKey,
+		EvidencePatterns: f.evidencePatterns,
+		NoEventLog:       f.noEventLog, WantIMALog: f.imaLog, RefuseAKChange: f.refuseAKChange,
+		X509TTL: time.Duration(f.svidTTL), AgentTTL: time.Duration(f.agentTTL), IssuerTTL: time.Duration(f.issuerTTL),
+		AuthorityTTL: time.Duration(f.caTTL), RoundTimeout: time.Duration(f.roundLimit),
+		AttestationRate: f.attestRate, AttestationBurst: f.attestBurst,
+	}
+	if err := cli.CheckSocketPath(cfg.AdminSocket); err != nil {
+		return cfg, cli.Hint(err, "name a shorter path with --admin-socket")
+	}
+	if f.attestRate <= 0 || f.attestBurst < 1 {
+		return cfg, cli.Usage("", "--attest-rate and --attest-burst must be positive")
+	}
+	var err error
+	if cfg.QuotePCRs, err = pcrFlags("--quote-pcrs", f.quotePCRs); err != nil {
+		return cfg, err
+	}
+	if cfg.PCRSelectors, err = pcrFlags("--pcr-selectors", f.pcrSelectors); err != nil {
+		return cfg, err
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return cfg, cli.Usage("debug, info, warn or error", "--log-level %q", f.logLevel)
+	}
+	cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+	if len(cfg.EKRoots) == 0 && cfg.EKAllow == "" {
+		cfg.Log.Warn("no TPM can attest: neither --ek-roots nor --ek-allow is given")
+	}
+	cfg.AdminServices = append(cfg.AdminServices, registerAdmin)
+	return cfg, nil
+}
+
+func registerAdmin(r grpc.ServiceRegistrar, s *server.Server) {
+	// New fails on a missing field only, which both are set here.
+	if svc, err := admin.New(admin.Config{Backend: s, EK: s.EKRoots}); err == nil {
+		svc.Register(r)
+	}
+}
+
+func pcrFlags(flag string, in []string) (out []attest.PCRSelection, err error) {
+	sels, err := pcrSelections(flag, in)
+	for _, s := range sels {
+		out = append(out, attest.PCRSelection{Bank: s.Bank, Indices: s.Indices})
+	}
+	return out, err
+}
+
+// explainStart says what to do about the ways in which a start goes wrong.
+func explainStart(err error, cfg server.Config) error {
+	var hint string
+	code := cli.ExitInternal
+	switch {
+	case errors.Is(err, server.ErrConfig):
+		code, hint = cli.ExitUsage, "see `"+program+" run --help`"
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint = "another program listens there; choose another address with --listen, port 0 picks a free one"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "the server needs a data directory of its own: name one with --data-dir"
+		if strings.HasPrefix(cfg.DataDir, defaultDataDir) {
+			hint += ", or run it as root for " + defaultDataDir
+		}
+	default:
+		hint = cli.HintOf(err)
+	}
+	return cli.Fail(code, err, hint)
+}

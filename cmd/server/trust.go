@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/link"
+	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
+)
+
+const maxKeyFile = 64 << 10 // bytes of a public key or certificate in PEM
+
+func trustCommand(at *location) *cobra.Command {
+	return cli.Group("trust", "What verifiers take as given", trustExport(at))
+}
+
+func trustExport(at *location) *cobra.Command {
+	var format, out, revocations string
+	var layoutKeys []string
+	var lifetime duration
+	var anyNode bool
+	c := &cobra.Command{
+		Use: "export [--out FILE]", Short: "Write trust.json, all that `rootlink verify` needs to know", Args: cobra.NoArgs,
+	}
+	fs := c.Flags()
+	fs.StringVar(&format, "format", "rootlink", "rootlink, or sigstore for the part that cosign reads")
+	fs.StringVar(&out, "out", "", "file to write (default stdout)")
+	fs.Var(&lifetime, "lifetime", "how long the file may be used (default 90d)")
+	fs.StringArrayVar(&layoutKeys, "layout-key", nil, "[NAME=]FILE with the public key or certificate of a person who may sign layouts; repeatable")
+	fs.StringVar(&revocations, "revocations", "", "file of further revocations to put in")
+	fs.BoolVar(&anyNode, "any-node", false, "accept any genuine TPM, not only those that attested here")
+	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
+		if format != "rootlink" && format != "sigstore" {
+			return cli.Usage("", "--format %q is neither rootlink nor sigstore", format)
+		}
+		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode}
+		for _, k := range layoutKeys {
+			key, err := readLayoutKey(k)
+			if err != nil {
+				return err
+			}
+			req.LayoutKeys = append(req.LayoutKeys, key)
+		}
+		if revocations != "" {
+			b, err := cli.ReadFile(revocations, link.MaxRevocations)
+			if err != nil {
+				return err
+			}
+			req.RevocationsJson = b
+		}
+		r, err := cl.admin.ExportTrust(ctx, req)
+		if err != nil {
+			return err
+		}
+		for _, n := range r.Notes {
+			note(c, "%s", n)
+		}
+		if out == "" {
+			_, err := c.OutOrStdout().Write(r.Document)
+			return err
+		}
+		// World-readable: it holds nothing secret and verifiers need it.
+		if err := cli.WriteFile(out, r.Document, 0o644); err != nil {
+			return err
+		}
+		return emit(c, struct {
+			Out    string   `json:"out"`
+			Format string   `json:"format"`
+			Serial uint64   `json:"serial,omitempty"`
+			Notes  []string `json:"notes"`
+		}{out, format, r.Serial, list(r.Notes)}, func(w io.Writer) error {
+			if r.Serial == 0 {
+				_, err := fmt.Fprintf(w, "wrote %s\n", out)
+				return err
+			}
+			_, err := fmt.Fprintf(w, "wrote %s, serial %d\n", out, r.Serial)
+			return err
+		})
+	})
+	return c
+}
+
+func readLayoutKey(s string) (*adminv1.LayoutKey, error) {
+	name, path, ok := strings.Cut(s, "=")
+	if !ok {
+		path = s
+		name = strings.TrimSuffix(filepath.Base(s), filepath.Ext(s))
+	}
+	b, err := cli.ReadFile(path, maxKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	const hint = "give a PEM file with a PUBLIC KEY or a CERTIFICATE, such as `openssl pkey -pubout` writes"
+	if block == nil {
+		return nil, cli.Usage(hint, "%s holds no PEM", path)
+	}
+	switch block.Type {
+	case "PUBLIC KEY":
+		if _, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil {
+			return nil, cli.Usage(hint, "%s: %w", path, err)
+		}
+		return &adminv1.LayoutKey{Name: name, SpkiDer: block.Bytes}, nil
+	case "CERTIFICATE":
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, cli.Usage(hint, "%s: %w", path, err)
+		}
+		return &adminv1.LayoutKey{Name: name, SpkiDer: cert.RawSubjectPublicKeyInfo}, nil
+	}
+	return nil, cli.Usage(hint, "%s holds a %s", path, block.Type)
+}
+
+func joinLineCommand(at *location) *cobra.Command {
+	return &cobra.Command{
+		Use: "join-line", Short: "Print the line that a new agent is started with", Args: cobra.NoArgs,
+		RunE: withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
+			r, err := cl.admin.JoinLine(ctx, &adminv1.JoinLineRequest{})
+			if err != nil {
+				return err
+			}
+			return emit(c, map[string]string{"join_line": r.Line}, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, r.Line)
+				return err
+			})
+		}),
+	}
+}
+
+func authorityCommand(at *location) *cobra.Command {
+	return cli.Group("authority", "The X.509 authorities that sign SVIDs", authorityList(at), authorityRotate(at))
+}
+
+type authorityJSON struct {
+	ID          string     `json:"id"`
+	State       string     `json:"state"`
+	Subject     string     `json:"subject"`
+	NotBefore   time.Time  `json:"not_before"`
+	NotAfter    time.Time  `json:"not_after"`
+	PreparedAt  *time.Time `json:"prepared_at"`
+	ActivatedAt *time.Time `json:"activated_at"`
+	RetiredAt   *time.Time `json:"retired_at"`
+}
+
+func authorityList(at *location) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List every authority there ever was, with its windows", Args: cobra.NoArgs,
+		RunE: withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
+			r, err := cl.admin.ListAuthorities(ctx, &adminv1.ListAuthoritiesRequest{})
+			if err != nil {
+				return err
+			}
+			out := struct {
+				Authorities []authorityJSON `json:"authorities"`
+			}{[]authorityJSON{}}
+			rows := [][]string{{"AUTHORITY", "STATE", "SIGNED FROM", "UNTIL", "EXPIRES"}}
+			for _, a := range r.Authorities {
+				cert, err := x509.ParseCertificate(a.Certificate)
+				if err != nil {
+					return err
+				}
+				out.Authorities = append(out.Authorities, authorityJSON{
+					ID: a.Id, State: a.State, Subject: cert.Subject.String(),
+					NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
+					PreparedAt: when(a.PreparedUnix), ActivatedAt: when(a.ActivatedUnix), RetiredAt: when(a.RetiredUnix),
+				})
+				rows = append(rows, []string{a.Id, a.State, dash(whenText(a.ActivatedUnix)), dash(whenText(a.RetiredUnix)), cert.NotAfter.UTC().Format(time.RFC3339)})
+			}
+			return emit(c, out, func(w io.Writer) error { return table(w, rows...) })
+		}),
+	}
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func authorityRotate(at *location) *cobra.Command {
+	return &cobra.Command{
+		Use: "rotate", Short: "Make a new authority and sign with it from now on", Args: cobra.NoArgs,
+		RunE: withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
+			r, err := cl.admin.RotateAuthority(ctx, &adminv1.RotateAuthorityRequest{})
+			if err != nil {
+				return err
+			}
+			cert, err := x509.ParseCertificate(r.Certificate)
+			if err != nil {
+				return err
+			}
+			note(c, "verifiers need a new trust.json: `%s trust export`", program)
+			return emit(c, struct {
+				ID       string    `json:"id"`
+				Subject  string    `json:"subject"`
+				NotAfter time.Time `json:"not_after"`
+			}{fmt.Sprintf("%x", cert.SubjectKeyId), cert.Subject.String(), cert.NotAfter.UTC()}, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "active: %x, until %s\n", cert.SubjectKeyId, cert.NotAfter.UTC().Format(time.RFC3339))
+				return err
+			})
+		}),
+	}
+}
