@@ -20,9 +20,9 @@ func (r *Result) Text() string {
 	if f := r.Failure; f != nil {
 		where := ""
 		if f.Link != "" {
-			where = clean(f.Link) + ": "
+			where = Clean(f.Link) + ": "
 		}
-		fmt.Fprintf(&b, "  %s%s (%s, check %s)\n", where, clean(f.Message), f.Class, f.Check)
+		fmt.Fprintf(&b, "  %s%s (%s, check %s)\n", where, Clean(f.Message), f.Class, f.Check)
 	}
 	for i := range r.Links {
 		fmt.Fprintln(&b)
@@ -30,13 +30,13 @@ func (r *Result) Text() string {
 	}
 	for _, a := range r.Artifacts {
 		if len(a.Matches) == 0 {
-			fmt.Fprintf(&b, "\n%s  %s\n└── NO LINK\n", clean(a.Name), digestString(a.Digest))
+			fmt.Fprintf(&b, "\n%s  %s\n└── NO LINK\n", Clean(a.Name), digestString(a.Digest))
 		}
 	}
 	for i := range r.Links {
 		r.Links[i].prose(&b)
 	}
-	fmt.Fprintf(&b, "\nJudged at %s (%s), with trust.json of %s, serial %d.\n", stamp(r.Time.At), r.Time.Source, clean(r.Trust.TrustDomain), r.Trust.Serial)
+	fmt.Fprintf(&b, "\nJudged at %s (%s), with trust.json of %s, serial %d.\n", stamp(r.Time.At), r.Time.Source, Clean(r.Trust.TrustDomain), r.Trust.Serial)
 	if len(r.Artifacts) == 0 && r.Verdict == VerdictVerified {
 		b.WriteString("No artifact was given: nothing was compared with the link's products.\n")
 	}
@@ -55,7 +55,7 @@ func (r *Result) headline() string {
 		tiers[strings.ReplaceAll(l.Tier, "_", " ")] = true
 		software = software || l.SoftwareTPM
 	}
-	head := "✓ VERIFIED  " + clean(r.Identity) + "  tier: " + strings.Join(slices.Sorted(maps.Keys(tiers)), ", ")
+	head := "✓ VERIFIED  " + Clean(r.Identity) + "  tier: " + strings.Join(slices.Sorted(maps.Keys(tiers)), ", ")
 	if software {
 		head += "  SOFTWARE TPM"
 	}
@@ -96,11 +96,11 @@ func (n *node) print(b *strings.Builder, first, rest string) {
 // tree is the chain: artifact ← link ← SVID ← programs, quote ← AK ← EK ← maker.
 // It ends where the first cryptographic check failed.
 func (l *LinkResult) tree(r *Result) *node {
-	top := &node{text: clean(l.Name)}
+	top := &node{text: Clean(l.Name)}
 	for _, a := range r.Artifacts {
 		for _, m := range a.Matches {
 			if m.Link == l.Name {
-				top = &node{text: clean(a.Name) + "  " + digestString(a.Digest), kids: []*node{top}}
+				top = &node{text: Clean(a.Name) + "  " + digestString(a.Digest), kids: []*node{top}}
 			}
 		}
 	}
@@ -114,18 +114,18 @@ func (l *LinkResult) tree(r *Result) *node {
 		leaf.notes = append(leaf.notes, "not established: the signature was not verified")
 		return top
 	}
-	leaf.text = fmt.Sprintf("link %s: step %q", clean(l.Name), clean(s.Step))
-	leaf.notes = append(leaf.notes, "command "+clean(strings.Join(s.Command, " ")))
+	leaf.text = fmt.Sprintf("link %s: step %q", Clean(l.Name), Clean(s.Step))
+	leaf.notes = append(leaf.notes, "command "+Clean(strings.Join(s.Command, " ")))
 	facts := []string{fmt.Sprintf("%d materials, %d products", s.Materials, len(s.Subjects))}
 	if s.ExitCode != nil {
 		facts = append(facts, fmt.Sprintf("exit code %d", *s.ExitCode))
 	}
 	if s.Git != nil && s.Git.Commit != "" {
-		facts = append(facts, "git "+clean(gitString(s.Git)))
+		facts = append(facts, "git "+Clean(gitString(s.Git)))
 	}
 	leaf.notes = append(leaf.notes, strings.Join(facts, ", "))
-	svid := leaf.add("SVID "+clean(c.SVID.SPIFFEID)+"  key "+short(c.SVID.KeySHA256),
-		"valid "+stamp(c.SVID.NotBefore)+" to "+stamp(c.SVID.NotAfter), "issued by "+clean(c.SVID.Authority))
+	svid := leaf.add("SVID "+Clean(c.SVID.SPIFFEID)+"  key "+short(c.SVID.KeySHA256),
+		"valid "+stamp(c.SVID.NotBefore)+" to "+stamp(c.SVID.NotAfter), "issued by "+Clean(c.SVID.Authority))
 	if c.Quote == nil {
 		svid.add("NO HARDWARE EVIDENCE")
 		return top
@@ -149,7 +149,7 @@ func (l *LinkResult) hardware(svid *node) {
 	q := c.Quote
 	policy := "boot state NOT JUDGED by a PCR policy"
 	if q.Policy != nil {
-		policy = fmt.Sprintf("PCR policy %s revision %d, profile %s", clean(q.Policy.Name), q.Policy.Revision, clean(q.Policy.Profile))
+		policy = fmt.Sprintf("PCR policy %s revision %d, profile %s", Clean(q.Policy.Name), q.Policy.Revision, Clean(q.Policy.Profile))
 	}
 	notes := []string{policy}
 	if q.SecureBoot != nil {
@@ -160,14 +160,14 @@ func (l *LinkResult) hardware(svid *node) {
 	if c.AK.Software {
 		software = "SOFTWARE TPM, proves no hardware: "
 	}
-	ak := quote.add("AK "+c.AK.Name, software+"maker "+clean(c.AK.Manufacturer)+", firmware "+clean(c.AK.Firmware), "certified by "+clean(c.AK.CertifiedBy))
+	ak := quote.add("AK "+c.AK.Name, software+"maker "+Clean(c.AK.Manufacturer)+", firmware "+Clean(c.AK.Firmware), "certified by "+Clean(c.AK.CertifiedBy))
 	host := ""
 	if c.EK.Host != "" {
-		host = "  host " + clean(c.EK.Host)
+		host = "  host " + Clean(c.EK.Host)
 	}
 	ek := ak.add("EK " + c.EK.SHA256 + host)
 	if c.Maker != nil {
-		ek.add("maker's root " + clean(c.Maker.Subject) + "  " + short(c.Maker.SHA256))
+		ek.add("maker's root " + Clean(c.Maker.Subject) + "  " + short(c.Maker.SHA256))
 	} else {
 		ek.add("ON THE ALLOW-LIST of trust.json, no maker's root")
 	}
@@ -177,7 +177,7 @@ func (l *LinkResult) prose(b *strings.Builder) {
 	if len(l.ProvedByTPM) > 0 {
 		fmt.Fprintf(b, "\nProved by the TPM%s\n", map[bool]string{true: " (a SOFTWARE TPM: as good as its host)"}[l.SoftwareTPM])
 		for _, p := range l.ProvedByTPM {
-			fmt.Fprintf(b, "  · %s\n", clean(p))
+			fmt.Fprintf(b, "  · %s\n", Clean(p))
 		}
 	}
 	if len(l.TakenOnWordOf) > 0 {
@@ -187,7 +187,7 @@ func (l *LinkResult) prose(b *strings.Builder) {
 			if w.SameOperator {
 				same = " (same operator as the SVID authority)"
 			}
-			fmt.Fprintf(b, "  · %s%s: %s\n", clean(w.Who), same, clean(w.What))
+			fmt.Fprintf(b, "  · %s%s: %s\n", Clean(w.Who), same, Clean(w.What))
 		}
 	}
 }
@@ -201,7 +201,7 @@ func (r *Result) listChecks(b *strings.Builder) {
 			case attest.Passed:
 				fmt.Fprintf(b, "  ✓ %s%s\n", where, c.ID)
 			case attest.Failed:
-				fmt.Fprintf(b, "  ✗ %s%s: %s\n", where, c.ID, clean(c.Detail))
+				fmt.Fprintf(b, "  ✗ %s%s: %s\n", where, c.ID, Clean(c.Detail))
 			default:
 				notRun++
 			}
@@ -212,7 +212,7 @@ func (r *Result) listChecks(b *strings.Builder) {
 	}
 	show("", r.Checks)
 	for _, l := range r.Links {
-		show(clean(l.Name)+" ", l.Checks)
+		show(Clean(l.Name)+" ", l.Checks)
 	}
 }
 
@@ -245,8 +245,8 @@ func pcrList(banks map[string]map[string]string) string {
 	return "PCRs " + strings.Join(out, " ")
 }
 
-// clean makes characters that a terminal might obey, or that hide others, visible.
-func clean(s string) string {
+// Clean makes characters that a terminal might obey, or that hide others, visible.
+func Clean(s string) string {
 	var b strings.Builder
 	for _, r := range s {
 		if unicode.IsPrint(r) {

@@ -1,0 +1,181 @@
+package verifycmd
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// InspectCommand returns `rootlink inspect`.
+func InspectCommand() *cobra.Command {
+	var extract string
+	cmd := &cobra.Command{
+		Use:   "inspect FILE [--extract DIR]",
+		Short: "Show what is in a bundle, an SVID or trust.json, without verifying it",
+		Long: `Show what is in a bundle, an SVID (PEM or DER) or trust.json, without verifying
+it: nothing that is printed has been checked. "-" is standard input.
+
+--extract writes the parts of a bundle or SVID into DIR, in the forms that other
+tools read, so that they can judge them:
+
+  quote.msg quote.sig pcrs.out extradata.hex   for tpm2_checkquote
+  ak.pem ak-cert.pem ek.pem ek-cert.pem        for openssl
+  svid.pem statement.json evidence.cbor nonce.hex`,
+		Example: `  rootlink inspect hello` + link.BundleSuffix + ` --extract parts
+  tpm2_checkquote -u parts/ak.pem -m parts/quote.msg -s parts/quote.sig \
+      -f parts/pcrs.out -q "$(cat parts/extradata.hex)"`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return cli.Usage("see `"+c.CommandPath()+" --help`", "%d files, exactly one is inspected", len(args))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return inspect(cmd, args[0], extract) },
+	}
+	cmd.Flags().StringVar(&extract, "extract", "", "directory to write the parts into (made if missing)")
+	return cmd
+}
+
+// inspected is what a file turned out to hold. Nothing in it is verified.
+type inspected struct {
+	kind     string
+	bundle   *link.Bundle
+	cert     *x509.Certificate
+	evidence *attest.Evidence // nil: none
+	trust    *link.Trust
+}
+
+var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json")
+
+func inspect(cmd *cobra.Command, name, extract string) error {
+	raw, err := cli.ReadFile(name, link.MaxBundle)
+	if err != nil {
+		return err
+	}
+	in, err := decode(raw)
+	if err != nil {
+		h := ""
+		if errors.Is(err, errUnknownFile) {
+			h = "rootlink run writes bundles, rootlink-server trust export writes trust.json"
+		}
+		return cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", name, err), h)
+	}
+	v := in.view()
+	if cli.WantsJSON(cmd) {
+		if err := cli.PrintJSON(cmd.OutOrStdout(), v); err != nil {
+			return err
+		}
+	} else {
+		var b strings.Builder
+		fmt.Fprintf(&b, "UNVERIFIED %s: nothing below was checked\n", strings.ReplaceAll(in.kind, "_", " "))
+		v[2:].text(&b, "")
+		if _, err := fmt.Fprint(cmd.OutOrStdout(), b.String()); err != nil {
+			return err
+		}
+	}
+	if extract == "" {
+		return nil
+	}
+	if in.cert == nil {
+		return cli.Usage("inspect a bundle or an SVID", "%s holds no parts to extract", name)
+	}
+	return in.extract(cmd, extract)
+}
+
+func decode(raw []byte) (*inspected, error) {
+	in := &inspected{}
+	var err error
+	switch block, _ := pem.Decode(raw); {
+	case link.IsTrust(raw):
+		in.kind = "trust.json"
+		in.trust, err = link.ParseTrust(raw)
+		return in, err
+	case link.IsBundle(raw):
+		in.kind = "bundle"
+		if in.bundle, err = link.ParseBundle(raw); err != nil {
+			return nil, err
+		}
+		in.cert = in.bundle.UnverifiedCertificate()
+	case block != nil && block.Type == "CERTIFICATE":
+		in.kind = "certificate"
+		if in.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
+			return nil, err
+		}
+	default:
+		in.kind = "certificate"
+		// An SVID's DER may be followed by its chain.
+		certs, err := x509.ParseCertificates(raw)
+		if err != nil || len(certs) == 0 {
+			return nil, errUnknownFile
+		}
+		in.cert = certs[0]
+	}
+	in.evidence, err = attest.FromCertificate(in.cert)
+	if errors.Is(err, attest.ErrNoEvidence) {
+		err = nil
+	}
+	return in, err
+}
+
+func (in *inspected) view() view {
+	v := view{{"unverified", true}, {"kind", in.kind}}
+	if in.trust != nil {
+		return append(v, trustView(in.trust)...)
+	}
+	if in.bundle != nil {
+		v.add("statement", statementView(in.bundle))
+	}
+	v.add("certificate", certificateView(in.cert))
+	if in.evidence == nil {
+		v.add("evidence", "none")
+	} else {
+		v.add("evidence", evidenceView(in.evidence))
+	}
+	return v
+}
+
+func statementView(b *link.Bundle) (v view) {
+	digest := link.PayloadDigest(b.UnverifiedPayload())
+	v.add("payload_sha256", hex.EncodeToString(digest[:]))
+	s, err := b.UnverifiedStatement()
+	if err != nil {
+		v.add("error", err.Error())
+		return v
+	}
+	v.add("step", s.Step)
+	v.add("command", s.Command)
+	v.add("products", resources(s.Subjects))
+	v.add("materials", resources(s.Materials))
+	if s.Byproducts.ExitCode != nil {
+		v.add("exit_code", *s.Byproducts.ExitCode)
+	}
+	v.addIf("signal", s.Byproducts.Signal)
+	for _, e := range s.Byproducts.Executables {
+		v.add("executable", e.Role+" "+e.Path+" "+digests(e.Digest))
+	}
+	if g := s.Environment.Git; g != nil {
+		v.addIf("git_commit", g.Commit)
+		v.addIf("git_remote", g.Remote)
+		if g.Dirty != nil {
+			v.add("git_dirty", *g.Dirty)
+		}
+	}
+	return v
+}
+
+func resources(rs []link.Resource) []string {
+	out := make([]string, len(rs))
+	for i, r := range rs {
+		out[i] = r.Name + " " + digests(r.Digest)
+	}
+	return out
+}

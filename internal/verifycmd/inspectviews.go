@@ -1,0 +1,217 @@
+package verifycmd
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+func certificateView(c *x509.Certificate) (v view) {
+	var uris []string
+	for _, u := range c.URIs {
+		uris = append(uris, u.String())
+	}
+	v.add("spiffe_id", strings.Join(uris, " "))
+	v.addIf("subject", c.Subject.String())
+	v.add("issuer", c.Issuer.String())
+	v.add("serial", c.SerialNumber.Text(16))
+	v.add("key_sha256", hash(c.RawSubjectPublicKeyInfo))
+	v.add("not_before", stamp(c.NotBefore))
+	v.add("not_after", stamp(c.NotAfter))
+	var usage []string
+	for _, u := range c.ExtKeyUsage {
+		usage = append(usage, map[x509.ExtKeyUsage]string{
+			x509.ExtKeyUsageServerAuth: "serverAuth", x509.ExtKeyUsageClientAuth: "clientAuth", x509.ExtKeyUsageCodeSigning: "codeSigning",
+		}[u])
+	}
+	v.add("extended_key_usage", strings.Join(usage, " "))
+	v.add("size", fmt.Sprintf("%d bytes", len(c.Raw)))
+	return v
+}
+
+func evidenceView(e *attest.Evidence) (v view) {
+	kind := map[attest.Kind]string{attest.KindLeaf: "leaf", attest.KindDetached: "detached"}[e.Kind]
+	v.add("kind", kind)
+	v.add("key_made_by", map[attest.KeyOrigin]string{attest.OriginCaller: "caller", attest.OriginAgent: "agent"}[e.KeyOrigin])
+	v.add("executable", hex.EncodeToString(e.Executable[:]))
+	v.add("recorder", hex.EncodeToString(e.Recorder[:]))
+	v.add("tool", hex.EncodeToString(e.Tool[:]))
+	v.add("payload", hex.EncodeToString(e.Payload[:]))
+	v.add("selectors", e.Selectors)
+	v.add("nonce_time", attest.NonceTime(e.Nonce).UTC().Format(time.RFC3339Nano))
+	v.add("agent_key", hex.EncodeToString(e.AgentKey[:]))
+	v.add("leaf", fmt.Sprintf("index %d of %d under the quote", e.Index, e.Size))
+	v.add("quote", quoteView(e))
+	for _, b := range e.PCRs {
+		var p view
+		for _, i := range slices.Sorted(maps.Keys(b.Values)) {
+			p.add(fmt.Sprint(i), hex.EncodeToString(b.Values[i]))
+		}
+		v.add("pcrs_"+b.Bank, p)
+	}
+	if p := e.Policy; p != nil {
+		v.add("pcr_policy_said_by_server", fmt.Sprintf("%s revision %d %s:%x", p.Name, p.Revision, p.Digest.Alg, p.Digest.Value))
+	}
+	if d := e.EventLog; d != nil {
+		v.add("event_log", fmt.Sprintf("%s:%x", d.Alg, d.Value))
+	}
+	if d := e.IMALog; d != nil {
+		v.add("ima_log", fmt.Sprintf("%s:%x", d.Alg, d.Value))
+	}
+	v.add("ak", akView(e))
+	v.add("ek", ekView(e))
+	return v
+}
+
+func quoteView(e *attest.Evidence) (v view) {
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](e.Attest)
+	if err != nil {
+		v.add("error", err.Error())
+		return v
+	}
+	v.add("type", fmt.Sprintf("0x%04x", uint16(a.Type)))
+	v.add("extra_data", hex.EncodeToString(a.ExtraData.Buffer))
+	v.add("reset_count", a.ClockInfo.ResetCount)
+	v.add("restart_count", a.ClockInfo.RestartCount)
+	v.add("clock_ms", a.ClockInfo.Clock)
+	v.add("safe", bool(a.ClockInfo.Safe))
+	v.add("firmware_version", fmt.Sprintf("0x%016x", a.FirmwareVersion))
+	if q, err := a.Attested.Quote(); err == nil {
+		v.add("pcr_digest", hex.EncodeToString(q.PCRDigest.Buffer))
+	}
+	return v
+}
+
+func akView(e *attest.Evidence) (v view) {
+	c, err := x509.ParseCertificate(e.AKCert)
+	if err != nil {
+		v.add("error", err.Error())
+		return v
+	}
+	v.add("certified_by", c.Issuer.String())
+	v.add("not_before", stamp(c.NotBefore))
+	v.add("not_after", stamp(c.NotAfter))
+	s, err := attest.ParseAKCertificate(c)
+	if err != nil {
+		v.add("error", err.Error())
+		return v
+	}
+	v.add("name", hex.EncodeToString(s.AKName))
+	v.add("ek", hex.EncodeToString(s.EKHash[:]))
+	v.add("ek_basis", s.EKBasis)
+	v.add("manufacturer", s.Manufacturer)
+	v.add("firmware", s.Firmware)
+	v.add("software_tpm", s.Software)
+	return v
+}
+
+func ekView(e *attest.Evidence) (v view) {
+	if len(e.EKChain) == 0 {
+		v.add("sha256", hash(e.EKPublic))
+		return v
+	}
+	c, err := x509.ParseCertificate(e.EKChain[0])
+	if err != nil {
+		v.add("error", err.Error())
+		return v
+	}
+	v.add("sha256", hash(c.RawSubjectPublicKeyInfo))
+	v.add("issuer", c.Issuer.String())
+	v.add("chain", fmt.Sprintf("%d certificates", len(e.EKChain)))
+	return v
+}
+
+func trustView(t *link.Trust) (v view) {
+	f := t.File()
+	v.add("trust_domain", f.TrustDomain)
+	v.add("serial", f.Serial)
+	v.add("issued", stamp(f.Issued))
+	v.add("expires", stamp(f.Expires))
+	var authorities []view
+	for _, a := range t.Authorities() {
+		one := view{{"subject", a.Certificate.Subject.String()}, {"key_sha256", hash(a.Certificate.RawSubjectPublicKeyInfo)}, {"from", stamp(a.Start)}}
+		if !a.End.IsZero() {
+			one.add("to", stamp(a.End))
+		}
+		authorities = append(authorities, one)
+	}
+	v.add("svid_authorities", authorities)
+	var cas []string
+	for _, ca := range f.AttestationCAs {
+		if c, err := x509.ParseCertificate(ca.Certificate); err == nil {
+			cas = append(cas, c.Subject.String()+" "+hash(c.RawSubjectPublicKeyInfo))
+		}
+	}
+	v.add("attestation_cas", cas)
+	v.add("ek_roots", len(f.EK.Roots))
+	v.add("ek_intermediates", len(f.EK.Intermediates))
+	v.add("ek_allow", f.EK.Allow)
+	v.add("ek_deny", f.EK.Deny)
+	var hosts []string
+	for _, ek := range slices.Sorted(maps.Keys(f.EK.Inventory)) {
+		hosts = append(hosts, ek+" "+f.EK.Inventory[ek])
+	}
+	v.add("inventory", hosts)
+	var policies []string
+	for i := range f.PCRPolicies {
+		p := &f.PCRPolicies[i]
+		policies = append(policies, fmt.Sprintf("%s revision %d, %d profiles", p.Name, p.Revision, len(p.Profiles)))
+	}
+	v.add("pcr_policies", policies)
+	v.add("layout_keys", len(f.LayoutKeys))
+	var rules []view
+	for _, r := range f.Requirements {
+		one := view{{"identity", r.Identity}}
+		one.addIf("evidence", r.Evidence)
+		one.addIf("tier", r.Tier)
+		for _, l := range []struct {
+			name string
+			list []string
+		}{{"tools", r.Tools}, {"recorders", r.Recorders}, {"unprotected_recorders", r.UnprotectedRecorders}, {"eks", r.EKs}, {"pcr_policies", r.PCRPolicies}, {"steps", r.Steps}} {
+			if len(l.list) > 0 {
+				one.add(l.name, l.list)
+			}
+		}
+		rules = append(rules, one)
+	}
+	v.add("requirements", rules)
+	var revoked []string
+	for _, r := range f.Revocations {
+		when := "always"
+		if r.From != nil {
+			when = "from " + stamp(*r.From)
+		}
+		revoked = append(revoked, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", r.Kind, r.ID, when, r.Reason)))
+	}
+	v.add("revocations", revoked)
+	return v
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func hash(b []byte) string {
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
+}
+
+func digests(set map[string]string) string {
+	var b bytes.Buffer
+	for i, alg := range slices.Sorted(maps.Keys(set)) {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(alg + ":" + set[alg])
+	}
+	return b.String()
+}
