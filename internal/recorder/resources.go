@@ -1,0 +1,68 @@
+package recorder
+
+import (
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// Resources lists the files for a statement, at most limit of them. When there
+// are more, directories that were asked for are folded into one dirHash each,
+// the largest first; a file that was asked for by name always stands for itself.
+func (r *Recording) Resources(limit int) ([]link.Resource, error) {
+	folded := map[int]bool{}
+	for {
+		names := map[string]bool{}
+		for i, root := range r.roots {
+			if !folded[i] {
+				for _, n := range root.files {
+					names[n] = true
+				}
+			}
+		}
+		if len(names)+len(folded) <= limit {
+			return r.list(names, folded)
+		}
+		largest := -1
+		for i, root := range r.roots {
+			if root.dir && !folded[i] && (largest < 0 || len(root.files) > len(r.roots[largest].files)) {
+				largest = i
+			}
+		}
+		if largest < 0 {
+			return nil, fmt.Errorf("%d paths, at most %d can be named: name the directories that hold them: %w", len(names)+len(folded), limit, ErrPath)
+		}
+		folded[largest] = true
+	}
+}
+
+func (r *Recording) list(names map[string]bool, folded map[int]bool) ([]link.Resource, error) {
+	out := make([]link.Resource, 0, len(names)+len(folded))
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		sum := r.files[n].sum
+		out = append(out, link.Resource{Name: n, Digest: map[string]string{"sha256": hex.EncodeToString(sum[:])}})
+	}
+	for i, root := range r.roots {
+		if !folded[i] {
+			continue
+		}
+		tree := make(map[string][32]byte, len(root.files))
+		for _, n := range root.files {
+			rel := n
+			if root.name != "." {
+				rel = strings.TrimPrefix(n, root.name+"/")
+			}
+			tree[rel] = r.files[n].sum
+		}
+		sum, err := link.DirHash(tree)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, link.Resource{Name: root.name, Digest: map[string]string{link.DirHashAlg: sum}})
+	}
+	return out, nil
+}
