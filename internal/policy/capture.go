@@ -37,27 +37,29 @@ func Capture(name string, banks []attest.PCRBank, sel []attest.PCRSelection, not
 	if len(sel) == 0 {
 		sel = DefaultCapture()
 	}
-	p := attest.PCRProfile{Name: name, NotBefore: notBefore, NotAfter: notAfter, Banks: map[string]map[string]string{}}
-	noted := map[uint32]bool{}
-	var notes []string
+	for _, s := range sel {
+		if i := slices.IndexFunc(s.Indices, Resettable); i >= 0 {
+			return attest.PCRProfile{}, nil, fmt.Errorf("PCR %d: %w", s.Indices[i], ErrResettable)
+		}
+	}
 	for _, s := range sel {
 		i := slices.IndexFunc(banks, func(b attest.PCRBank) bool { return b.Bank == s.Bank })
 		for _, n := range s.Indices {
-			if Resettable(n) {
-				return attest.PCRProfile{}, nil, fmt.Errorf("PCR %d: %w", n, ErrResettable)
-			}
-			var value []byte
-			if i >= 0 {
-				value = banks[i].Values[n]
-			}
-			if len(value) == 0 {
+			if i < 0 || len(banks[i].Values[n]) == 0 {
 				return attest.PCRProfile{}, nil, fmt.Errorf("PCR %s:%d: %w", s.Bank, n, ErrNotQuoted)
 			}
-			if p.Banks[s.Bank] == nil {
-				p.Banks[s.Bank] = map[string]string{}
-			}
-			p.Banks[s.Bank][strconv.FormatUint(uint64(n), 10)] = hex.EncodeToString(value)
-			if empty(value) {
+		}
+	}
+	p, err := attest.NewProfile(name, banks, sel)
+	if err != nil {
+		return attest.PCRProfile{}, nil, fmt.Errorf("capture: %w", err)
+	}
+	p.NotBefore, p.NotAfter = notBefore, notAfter
+	var notes []string
+	noted := map[uint32]bool{}
+	for _, s := range sel {
+		for _, n := range s.Indices {
+			if v, err := hex.DecodeString(p.Banks[s.Bank][strconv.FormatUint(uint64(n), 10)]); err == nil && empty(v) {
 				notes = append(notes, fmt.Sprintf("PCR %s:%d holds its reset value: nothing was measured into it on this node, so that it tells no boot from another.", s.Bank, n))
 			}
 			if note := why[n]; note != "" && !noted[n] {
@@ -66,7 +68,7 @@ func Capture(name string, banks []attest.PCRBank, sel []attest.PCRSelection, not
 			}
 		}
 	}
-	return p, notes, nil
+	return *p, notes, nil
 }
 
 // why says what makes a PCR hard to have in a policy.

@@ -19,7 +19,6 @@ const (
 	maxFile     = 4 << 20 // bytes
 	maxPolicies = 4096    // revisions, all policies together
 	maxDepth    = 8       // nesting; the format needs 6
-	maxName     = 64      // bytes of a policy's name
 )
 
 // Errors that callers branch on.
@@ -31,7 +30,7 @@ var (
 
 // CheckName fails unless name can be part of a selector and of a file name.
 func CheckName(name string) error {
-	if name == "" || len(name) > maxName {
+	if name == "" || len(name) > attest.MaxPolicyName {
 		return ErrName
 	}
 	for _, c := range []byte(name) {
@@ -85,9 +84,6 @@ func Check(list []attest.PCRPolicy) error {
 	seen := map[id]bool{}
 	for i := range list {
 		p := &list[i]
-		if err := CheckName(p.Name); err != nil {
-			return fmt.Errorf("%w: %q", err, p.Name)
-		}
 		if err := p.Validate(); err != nil {
 			return fmt.Errorf("PCR policy %q revision %d: %w", p.Name, p.Revision, err)
 		}

@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -249,18 +248,3 @@ func quoted(pcrs []attest.PCRBank, sel []attest.PCRSelection) []attest.PCRBank {
 // Resettable reports whether user space can reset a PCR: its value then proves
 // nothing about how the machine was booted.
 func Resettable(pcr uint32) bool { return pcr == 16 || pcr == 23 }
-
-// Needs returns the PCRs of a bank that a policy names, unless user space can
-// reset them.
-func Needs(p *attest.PCRPolicy, bank string) []uint32 {
-	var out []uint32
-	for _, profile := range p.Profiles {
-		for index := range profile.Banks[bank] {
-			if n, err := strconv.ParseUint(index, 10, 8); err == nil && n < 24 && !Resettable(uint32(n)) {
-				out = append(out, uint32(n))
-			}
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}

@@ -260,7 +260,11 @@ func withPolicyPCRs(pcrs []attest.PCRSelection, policies []policy.Revision) []at
 	for i := range out {
 		indices := slices.Clone(out[i].Indices)
 		for _, r := range policies {
-			indices = append(indices, policy.Needs(r.Policy, out[i].Bank)...)
+			for _, need := range r.Policy.Required() {
+				if need.Bank == out[i].Bank {
+					indices = append(indices, need.Indices...)
+				}
+			}
 		}
 		slices.Sort(indices)
 		out[i].Indices = slices.Compact(indices)

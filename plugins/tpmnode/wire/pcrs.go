@@ -27,41 +27,14 @@ func DefaultPCRs() []attest.PCRSelection {
 	return []attest.PCRSelection{s}
 }
 
-// ParsePCRs reads a selection such as "sha256:0-7,11,14" or, with several
-// banks, "sha256:0-15+sha384:7".
+// ParsePCRs reads a selection such as "sha256:0-7,11,14+sha384:7" into one sorted
+// list per bank.
 func ParsePCRs(text string) ([]attest.PCRSelection, error) {
-	var out []attest.PCRSelection
-	for part := range strings.SplitSeq(text, "+") {
-		bank, list, ok := strings.Cut(strings.TrimSpace(part), ":")
-		if !ok {
-			return nil, fmt.Errorf("PCR selection %q: want BANK:LIST such as sha256:0-7,11", part)
-		}
-		s := attest.PCRSelection{Bank: bank}
-		for item := range strings.SplitSeq(list, ",") {
-			lo, hi, err := pcrRange(strings.TrimSpace(item))
-			if err != nil {
-				return nil, fmt.Errorf("PCR selection %q: %w", part, err)
-			}
-			for i := lo; i <= hi; i++ {
-				s.Indices = append(s.Indices, i)
-			}
-		}
-		out = append(out, s)
+	sel, err := attest.ParsePCRSelections(text)
+	if err != nil {
+		return nil, err
 	}
-	return Normalize(out)
-}
-
-func pcrRange(s string) (lo, hi uint32, err error) {
-	a, b, dash := strings.Cut(s, "-")
-	if !dash {
-		b = a
-	}
-	x, err1 := strconv.ParseUint(a, 10, 8)
-	y, err2 := strconv.ParseUint(b, 10, 8)
-	if err1 != nil || err2 != nil || x > y || y >= MaxPCR {
-		return 0, 0, fmt.Errorf("%q is not a PCR number below %d or a range of them", s, MaxPCR)
-	}
-	return uint32(x), uint32(y), nil
+	return Normalize(sel)
 }
 
 // FormatPCRs is the reverse of ParsePCRs.

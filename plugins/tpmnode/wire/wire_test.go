@@ -210,7 +210,6 @@ func TestPCRSelectionText(t *testing.T) {
 		"sha256:7":                "sha256:7",
 		"sha256:7,0-2,1":          "sha256:0-2,7",
 		"sha384:7+sha256:0,7":     "sha256:0,7+sha384:7",
-		"sha256:1 + sha256:0":     "sha256:0-1",
 		"sha256:0,2,4,22-23":      "sha256:0,2,4,22-23",
 		FormatPCRs(DefaultPCRs()): "sha256:0-15",
 	} {
