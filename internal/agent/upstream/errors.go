@@ -1,0 +1,74 @@
+package upstream
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+var (
+	// ErrBanned is final: an operator banned this node.
+	ErrBanned = errors.New("this node is banned at the server")
+	// ErrNotAttested means that there is no agent SVID yet.
+	ErrNotAttested = errors.New("agent is not attested yet")
+)
+
+// ClockError means that the server's certificate (or signed answer) would be
+// good at another time: one of the two clocks is wrong.
+type ClockError struct {
+	Ours   time.Time
+	Theirs time.Time // a time at which the server's certificate is valid
+}
+
+func (e *ClockError) Error() string {
+	d := e.Theirs.Sub(e.Ours).Round(time.Second)
+	word := "behind"
+	if d < 0 {
+		word, d = "ahead of", -d
+	}
+	return fmt.Sprintf("this machine's clock says %s, at least %s %s the server's",
+		e.Ours.UTC().Format(time.RFC3339), d, word)
+}
+
+// Hint says what to do about it.
+func (e *ClockError) Hint() string {
+	return "set the clock (timedatectl set-ntp true, or chronyc makestep) here or on the server"
+}
+
+// clockError explains err of verifying a server certificate chain by the
+// clock, when the same chain verifies at a time inside its validity.
+func clockError(leaf *x509.Certificate, now time.Time, verifyAt func(time.Time) error) *ClockError {
+	var theirs time.Time
+	switch {
+	case now.Before(leaf.NotBefore):
+		theirs = leaf.NotBefore
+	case now.After(leaf.NotAfter):
+		theirs = leaf.NotAfter
+	default:
+		return nil
+	}
+	// A certificate that is bad at any time is not a matter of clocks.
+	if verifyAt(theirs) != nil {
+		return nil
+	}
+	return &ClockError{Ours: now, Theirs: theirs}
+}
+
+// denial returns why the server refused the agent itself.
+func denial(err error) (types.PermissionDeniedDetails_Reason, bool) {
+	st, ok := status.FromError(err)
+	if !ok || st.Code() != codes.PermissionDenied {
+		return 0, false
+	}
+	for _, d := range st.Details() {
+		if pd, ok := d.(*types.PermissionDeniedDetails); ok {
+			return pd.GetReason(), true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,245 @@
+package upstream
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
+)
+
+// Session is one agent SVID and the connection that authenticates with it.
+type Session struct {
+	ID      spiffeid.ID
+	KeyHash [32]byte // SHA-256 of the SPKI DER of the agent SVID
+	Chain   []*x509.Certificate
+
+	conn *grpc.ClientConn
+	node *Node
+	gen  uint64
+}
+
+func (s *Session) leaf() *x509.Certificate { return s.Chain[0] }
+
+// Wake cuts gRPC's wait for the next try to connect short.
+func (s *Session) Wake() { s.conn.ResetConnectBackoff() }
+
+// maxEntries bounds what one agent keeps.
+const maxEntries = 200_000
+
+// SyncEntries brings known up to date and returns the result; known is not
+// changed. Below a page size of the server's choosing it sends every entry,
+// above it revisions, from which we ask for what is new.
+func (s *Session) SyncEntries(ctx context.Context, known map[string]*types.Entry) (map[string]*types.Entry, error) {
+	ctx, cancel := context.WithCancel(ctx) // ends the stream
+	defer cancel()
+	stream, err := entryv1.NewEntryClient(s.conn).SyncAuthorizedEntries(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&entryv1.SyncAuthorizedEntriesRequest{}); err != nil {
+		return nil, recvError(stream, err)
+	}
+	next := make(map[string]*types.Entry)
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if len(resp.GetEntryRevisions()) == 0 {
+		return next, takeEntries(stream, resp, next)
+	}
+	var need []string
+	for {
+		for _, r := range resp.GetEntryRevisions() {
+			if len(next)+len(need) >= maxEntries {
+				return nil, fmt.Errorf("server authorises this node for more than %d entries", maxEntries)
+			}
+			old := known[r.GetId()]
+			// A deleted entry may be made again with the same ID and a lower revision.
+			if old != nil && old.GetRevisionNumber() == r.GetRevisionNumber() && old.GetCreatedAt() == r.GetCreatedAt() {
+				next[r.GetId()] = old
+			} else {
+				need = append(need, r.GetId())
+			}
+		}
+		if !resp.GetMore() {
+			break
+		}
+		if resp, err = stream.Recv(); err != nil {
+			return nil, err
+		}
+	}
+	if len(need) == 0 {
+		return next, nil
+	}
+	if err := stream.Send(&entryv1.SyncAuthorizedEntriesRequest{Ids: need}); err != nil {
+		return nil, recvError(stream, err)
+	}
+	if resp, err = stream.Recv(); err != nil {
+		return nil, err
+	}
+	return next, takeEntries(stream, resp, next)
+}
+
+func takeEntries(stream entryv1.Entry_SyncAuthorizedEntriesClient, resp *entryv1.SyncAuthorizedEntriesResponse, into map[string]*types.Entry) error {
+	for {
+		for _, e := range resp.GetEntries() {
+			if len(into) >= maxEntries {
+				return fmt.Errorf("server authorises this node for more than %d entries", maxEntries)
+			}
+			if e.GetId() == "" {
+				return errors.New("server sent an entry without an ID")
+			}
+			into[e.GetId()] = e
+		}
+		if !resp.GetMore() {
+			return nil
+		}
+		var err error
+		if resp, err = stream.Recv(); err != nil {
+			return err
+		}
+	}
+}
+
+// recvError returns the status behind a failed Send.
+func recvError(stream grpc.ClientStream, err error) error {
+	if errors.Is(err, io.EOF) {
+		if rerr := stream.RecvMsg(&entryv1.SyncAuthorizedEntriesResponse{}); rerr != nil {
+			return rerr
+		}
+	}
+	return err
+}
+
+// SyncBundle fetches the trust domain's authorities.
+func (s *Session) SyncBundle(ctx context.Context) error {
+	b, err := bundlev1.NewBundleClient(s.conn).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+	if err != nil {
+		return err
+	}
+	return s.node.takeBundle(b)
+}
+
+// takeBundle believes b, which came from a verified server.
+func (n *Node) takeBundle(b *types.Bundle) error {
+	as, err := authorities(b)
+	if err != nil {
+		return err
+	}
+	changed, err := n.cfg.Trust.Set(as, n.cfg.Now())
+	if err != nil {
+		// A full disk must not take identities away: it is said, and the
+		// bundle in memory is good.
+		n.cfg.Log.Error("bundle not saved", "error", err)
+	}
+	if changed {
+		n.cfg.Log.Info("trust bundle updated", "authorities", len(as))
+	}
+	return nil
+}
+
+func authorities(b *types.Bundle) ([]*x509.Certificate, error) {
+	var as []*x509.Certificate
+	for _, a := range b.GetX509Authorities() {
+		// A tainted authority is being withdrawn; workloads that still chain
+		// to it are given new SVIDs by the server's own rotation.
+		c, err := x509.ParseCertificate(a.GetAsn1())
+		if err != nil {
+			return nil, fmt.Errorf("bundle: %w", err)
+		}
+		as = append(as, c)
+	}
+	if len(as) == 0 {
+		return nil, errors.New("bundle holds no X.509 authority")
+	}
+	return as, nil
+}
+
+// FederatedBundle returns another trust domain's authorities, nil when the
+// server has none.
+func (s *Session) FederatedBundle(ctx context.Context, td spiffeid.TrustDomain) ([]*x509.Certificate, error) {
+	b, err := bundlev1.NewBundleClient(s.conn).GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
+	switch status.Code(err) {
+	case codes.OK:
+		return authorities(b)
+	case codes.NotFound, codes.Unimplemented:
+		return nil, nil
+	}
+	return nil, err
+}
+
+// SignResult is the outcome of one CSR.
+type SignResult struct {
+	Chain [][]byte
+	Err   error // a status error
+}
+
+// SignRequest is one CSR.
+type SignRequest struct {
+	EntryID string
+	CSR     []byte
+}
+
+// Sign has CSRs signed in one call. It may return fewer results than there are
+// requests: a server keeps its reply small.
+func (s *Session) Sign(ctx context.Context, reqs []SignRequest) ([]SignResult, error) {
+	params := make([]*svidv1.NewX509SVIDParams, len(reqs))
+	for i, r := range reqs {
+		params[i] = &svidv1.NewX509SVIDParams{EntryId: r.EntryID, Csr: r.CSR}
+	}
+	resp, err := svidv1.NewSVIDClient(s.conn).BatchNewX509SVID(ctx, &svidv1.BatchNewX509SVIDRequest{Params: params})
+	if err != nil {
+		return nil, err
+	}
+	if len(resp.GetResults()) == 0 || len(resp.GetResults()) > len(reqs) {
+		return nil, fmt.Errorf("server answered %d CSRs with %d results", len(reqs), len(resp.GetResults()))
+	}
+	out := make([]SignResult, len(resp.GetResults()))
+	for i, r := range resp.GetResults() {
+		code := codes.Code(r.GetStatus().GetCode())
+		switch {
+		case code != codes.OK:
+			out[i].Err = status.Error(code, r.GetStatus().GetMessage())
+		case len(r.GetSvid().GetCertChain()) == 0:
+			out[i].Err = status.Error(codes.Internal, "server sent an OK without a certificate")
+		default:
+			out[i].Chain = r.GetSvid().GetCertChain()
+		}
+	}
+	return out, nil
+}
+
+// Nonce fetches a freshness nonce; a stock SPIRE server has none (Unimplemented).
+func (s *Session) Nonce(ctx context.Context) (nonce [32]byte, err error) {
+	resp, err := nodev1.NewNodeClient(s.conn).GetNonce(ctx, &nodev1.GetNonceRequest{})
+	if err != nil {
+		return nonce, err
+	}
+	if len(resp.GetNonce()) != len(nonce) {
+		return nonce, fmt.Errorf("server sent a nonce of %d bytes, want %d", len(resp.GetNonce()), len(nonce))
+	}
+	copy(nonce[:], resp.GetNonce())
+	return nonce, nil
+}
+
+// Config fetches what the server expects of evidence, nil from a stock SPIRE
+// server, which expects none.
+func (s *Session) Config(ctx context.Context) (*nodev1.GetConfigResponse, error) {
+	resp, err := nodev1.NewNodeClient(s.conn).GetConfig(ctx, &nodev1.GetConfigRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return nil, nil
+	}
+	return resp, err
+}

@@ -1,0 +1,240 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/rootlink/rootlink/internal/cli"
+)
+
+// Source is where an agent that knows no authority yet learns them: a PEM file
+// or a join line.
+type Source interface {
+	// Authorities returns at least one authority of the trust domain.
+	Authorities(ctx context.Context) ([]*x509.Certificate, error)
+	// Fingerprint changes when the operator points at other trust. Authorities
+	// that were saved under another fingerprint are forgotten.
+	Fingerprint() [32]byte
+}
+
+// maxSaved bounds the saved bundle in bytes.
+const maxSaved = 1 << 20
+
+// savedName is the bundle's file in the data directory.
+const savedName = "bundle.json"
+
+// Trust holds the X.509 authorities of the agent's trust domain. It starts with
+// what an earlier run saved, falls back on its Source, and is refreshed from
+// the server.
+type Trust struct {
+	td     spiffeid.TrustDomain
+	file   string
+	source Source
+
+	mu          sync.Mutex
+	authorities []*x509.Certificate // replaced, never changed in place
+	fromSource  bool                // authorities are the source's, fetched by this process
+}
+
+// saved is the form of bundle.json.
+type saved struct {
+	TrustDomain string   `json:"trust_domain"`
+	Source      string   `json:"source"` // hex fingerprint of the Source it began with
+	Saved       string   `json:"saved"`  // RFC 3339, for people
+	Authorities [][]byte `json:"x509_authorities"`
+}
+
+// NewTrust loads what dir holds for td, if it began with the same source.
+func NewTrust(td spiffeid.TrustDomain, dir string, source Source) (*Trust, error) {
+	t := &Trust{td: td, file: filepath.Join(dir, savedName), source: source}
+	b, err := os.ReadFile(t.file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return t, nil
+	case err != nil:
+		return nil, fmt.Errorf("saved bundle: %w", err)
+	case len(b) > maxSaved:
+		return nil, fmt.Errorf("saved bundle %s is over %d bytes", t.file, maxSaved)
+	}
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		// Written by rename, so this is somebody's edit. The source still
+		// stands, so a broken copy is not a reason to stay down.
+		return t, nil
+	}
+	fp := source.Fingerprint()
+	if s.TrustDomain != td.Name() || s.Source != hex.EncodeToString(fp[:]) {
+		return t, nil
+	}
+	for _, der := range s.Authorities {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.authorities = nil
+			return t, nil
+		}
+		t.authorities = append(t.authorities, c)
+	}
+	return t, nil
+}
+
+// Ensure makes sure that there are authorities to verify a server with.
+func (t *Trust) Ensure(ctx context.Context) error {
+	if len(t.Authorities()) > 0 {
+		return nil
+	}
+	return t.Bootstrap(ctx)
+}
+
+// Bootstrap asks the source. It is what brings a machine back that was off while
+// the authorities were rotated. What was known stays beside it until an
+// authenticated server says otherwise: else one wrong server on our address
+// would make us swap a current bundle for an old file.
+func (t *Trust) Bootstrap(ctx context.Context) error {
+	as, err := t.source.Authorities(ctx)
+	if err != nil {
+		return err
+	}
+	if len(as) == 0 {
+		return errors.New("bootstrap source holds no authority")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := slices.Clone(t.authorities)
+	for _, a := range as {
+		if !slices.ContainsFunc(all, a.Equal) {
+			all = append(all, a)
+		}
+	}
+	t.authorities, t.fromSource = all, true
+	return nil
+}
+
+// Authorities returns the authorities, which must not be changed.
+func (t *Trust) Authorities() []*x509.Certificate {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.authorities
+}
+
+// GetX509BundleForTrustDomain makes Trust a source for go-spiffe.
+func (t *Trust) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if td != t.td {
+		return nil, fmt.Errorf("no bundle for trust domain %q", td)
+	}
+	as := t.Authorities()
+	if len(as) == 0 {
+		return nil, fmt.Errorf("no authority known for trust domain %q", td)
+	}
+	return x509bundle.FromX509Authorities(td, as), nil
+}
+
+// Set replaces the authorities by what an authenticated server said and saves
+// them. changed is false when they are the same.
+func (t *Trust) Set(as []*x509.Certificate, now time.Time) (changed bool, err error) {
+	if len(as) == 0 {
+		return false, errors.New("server's bundle holds no authority")
+	}
+	t.mu.Lock()
+	same := equalCerts(t.authorities, as) && !t.fromSource
+	if !same {
+		t.authorities, t.fromSource = as, false
+	}
+	t.mu.Unlock()
+	if same {
+		return false, nil
+	}
+	fp := t.source.Fingerprint()
+	s := saved{TrustDomain: t.td.Name(), Source: hex.EncodeToString(fp[:]), Saved: now.UTC().Format(time.RFC3339)}
+	for _, a := range as {
+		s.Authorities = append(s.Authorities, a.Raw)
+	}
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return true, err
+	}
+	if err := cli.WriteFile(t.file, b, 0o600); err != nil {
+		return true, fmt.Errorf("save bundle: %w", err)
+	}
+	return true, nil
+}
+
+func equalCerts(a, b []*x509.Certificate) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !bytes.Equal(a[i].Raw, b[i].Raw) {
+			return false
+		}
+	}
+	return true
+}
+
+// PEMFile is a Source that reads authorities from a PEM file each time it is
+// asked, so that a file that configuration management replaced is seen.
+type PEMFile string
+
+// Authorities reads every CERTIFICATE block; anything else is an error.
+func (f PEMFile) Authorities(context.Context) ([]*x509.Certificate, error) {
+	b, err := os.ReadFile(string(f))
+	if err != nil {
+		return nil, fmt.Errorf("trust bundle: %w", err)
+	}
+	as, err := parsePEM(b)
+	if err != nil {
+		return nil, fmt.Errorf("trust bundle %s: %w", string(f), err)
+	}
+	return as, nil
+}
+
+// Fingerprint is over the file's contents.
+func (f PEMFile) Fingerprint() [32]byte {
+	b, err := os.ReadFile(string(f))
+	if err != nil {
+		// Authorities says what is wrong with the file.
+		return [32]byte{}
+	}
+	return sha256.Sum256(append([]byte("pem\x00"), b...))
+}
+
+func parsePEM(b []byte) ([]*x509.Certificate, error) {
+	if len(b) > maxSaved {
+		return nil, fmt.Errorf("over %d bytes", maxSaved)
+	}
+	var as []*x509.Certificate
+	for {
+		block, rest := pem.Decode(b)
+		if block == nil {
+			break
+		}
+		b = rest
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("holds a %q block, only CERTIFICATE is expected", block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		as = append(as, c)
+	}
+	if len(as) == 0 {
+		return nil, errors.New("holds no certificate")
+	}
+	return as, nil
+}
