@@ -1,0 +1,137 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc"
+
+	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/pkg/attest"
+	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
+)
+
+// Quoter makes evidence records; the node attestor plugin serves it.
+type Quoter interface {
+	Quote(ctx context.Context, in *tpmv1.QuoteRequest, opts ...grpc.CallOption) (*tpmv1.QuoteResponse, error)
+}
+
+// ErrNoEvidence means that this server takes no evidence: a stock SPIRE server.
+var ErrNoEvidence = errors.New("the server does not issue SVIDs with evidence (it is a stock SPIRE server)")
+
+// Subject is the process that an SVID is for, as it was measured.
+type Subject struct {
+	Executable [32]byte
+	Selectors  []string // "type:value", sorted, unique
+}
+
+// NewSubject reads a plugin's selector values of type "binary". One hash, no
+// more and no less, says which executable holds the key.
+func NewSubject(values []string) (Subject, error) {
+	var s Subject
+	found := false
+	for _, v := range values {
+		if strings.ContainsAny(v, "\n\x00") || len(v) > attest.MaxSelector {
+			return s, fmt.Errorf("workload attestor sent a malformed selector %.64q", v)
+		}
+		// A plugin that spoke of tools or recorders would let any workload
+		// pass for a recorded step.
+		if strings.HasPrefix(v, "tool:") || strings.HasPrefix(v, "recorder") {
+			return s, fmt.Errorf("workload attestor sent %.64q, which only the agent may say", v)
+		}
+		s.Selectors = append(s.Selectors, "binary:"+v)
+		if h, ok := strings.CutPrefix(v, "sha256:"); ok {
+			b, err := hex.DecodeString(h)
+			if err != nil || len(b) != len(s.Executable) || hex.EncodeToString(b) != h || found {
+				return s, errors.New("workload attestor sent a malformed or second sha256 selector")
+			}
+			found = true
+			copy(s.Executable[:], b)
+		}
+	}
+	if !found {
+		return s, errors.New("workload attestor did not measure the executable")
+	}
+	s.Selectors = sorted(s.Selectors)
+	return s, nil
+}
+
+// Leaf is what evidence is asked to commit to; the rest of the leaf is the
+// agent's own.
+type Leaf struct {
+	Origin     attest.KeyOrigin
+	SPIFFEID   string
+	SPKI       []byte // DER of the SVID key
+	Executable [32]byte
+	Recorder   [32]byte
+	Tool       [32]byte
+	Payload    [32]byte
+	Selectors  []string
+}
+
+// Evidence is a finished commitment.
+type Evidence struct {
+	Record    *attest.Evidence
+	Extension []byte // DER value of the id-pe-cmw extension
+	nonce     [32]byte
+	session   *upstream.Session
+}
+
+// Evidence has the TPM quote a commitment to l with a fresh nonce.
+func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
+	view, err := i.keeper.View()
+	if err != nil {
+		return nil, err
+	}
+	if view.Stock {
+		return nil, ErrNoEvidence
+	}
+	sess, err := i.node.Session()
+	if err != nil {
+		return nil, err
+	}
+	nonce, err := i.nonces.get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("get a nonce: %w", err)
+	}
+	key := sha256.Sum256(l.SPKI)
+	req := &tpmv1.QuoteRequest{Leaf: &tpmv1.Leaf{
+		Kind:           uint32(attest.KindLeaf),
+		KeyOrigin:      uint32(l.Origin),
+		TrustDomain:    view.TrustDomain.Name(),
+		SpiffeId:       l.SPIFFEID,
+		SvidKeySha256:  key[:],
+		AgentKeySha256: sess.KeyHash[:],
+		Executable:     l.Executable[:],
+		Recorder:       l.Recorder[:],
+		Tool:           l.Tool[:],
+		Payload:        l.Payload[:],
+		Selectors:      l.Selectors,
+		Nonce:          nonce[:],
+	}}
+	for _, p := range view.PCRs {
+		req.Pcrs = append(req.Pcrs, &tpmv1.PCRSelection{Bank: p.Bank, Indices: p.Indices})
+	}
+	resp, err := i.quoter.Quote(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("quote: %w", err)
+	}
+	rec, err := attest.ParseRecord(resp.GetEvidence())
+	if err != nil {
+		return nil, fmt.Errorf("quoter's evidence: %w", err)
+	}
+	// The quoter is a plugin: what it commits to must be what it was asked for.
+	if rec.Payload != l.Payload || rec.Nonce != nonce || rec.AgentKey != sess.KeyHash || rec.KeyOrigin != l.Origin ||
+		rec.Executable != l.Executable || rec.Tool != l.Tool || rec.Recorder != l.Recorder {
+		return nil, errors.New("quoter's evidence commits to something else than it was asked for")
+	}
+	ext, err := rec.Extension()
+	if err != nil {
+		return nil, fmt.Errorf("encode evidence: %w", err)
+	}
+	return &Evidence{Record: rec, Extension: ext.Value, nonce: nonce, session: sess}, nil
+}

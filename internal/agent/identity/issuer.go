@@ -1,0 +1,231 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	mrand "math/rand/v2"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// Issuer gets SVIDs from the server.
+type Issuer struct {
+	keeper *Keeper
+	node   *upstream.Node
+	trust  *upstream.Trust
+	quoter Quoter
+	log    *slog.Logger
+	now    func() time.Time
+
+	batch  batcher
+	nonces nonces
+	cache  cache
+}
+
+// NewIssuer returns an Issuer.
+func NewIssuer(k *Keeper, node *upstream.Node, trust *upstream.Trust, quoter Quoter, log *slog.Logger) *Issuer {
+	i := &Issuer{keeper: k, node: node, trust: trust, quoter: quoter, log: log, now: time.Now}
+	i.batch.sign = func(ctx context.Context, reqs []upstream.SignRequest) (out []upstream.SignResult, err error) {
+		err = node.Do(ctx, func(ctx context.Context, s *upstream.Session) (err error) {
+			out, err = s.Sign(ctx, reqs)
+			return err
+		})
+		return out, err
+	}
+	i.nonces = nonces{now: time.Now, seen: node.NoteServerTime, fetch: func(ctx context.Context) (n [32]byte, err error) {
+		err = node.Do(ctx, func(ctx context.Context, s *upstream.Session) (err error) {
+			n, err = s.Nonce(ctx)
+			return err
+		})
+		return n, err
+	}}
+	i.cache.init(i)
+	return i
+}
+
+// SVID is an X.509-SVID with the key that the agent made for it.
+type SVID struct {
+	Entry    *Entry
+	Chain    []*x509.Certificate
+	KeyDER   []byte // PKCS#8
+	NotAfter time.Time
+	RenewAt  time.Time
+}
+
+// ChainDER is the chain as the Workload API carries it, concatenated.
+func (s *SVID) ChainDER() []byte { return ConcatDER(s.Chain) }
+
+// ConcatDER concatenates certificates.
+func ConcatDER(cs []*x509.Certificate) []byte {
+	var b bytes.Buffer
+	for _, c := range cs {
+		b.Write(c.Raw)
+	}
+	return b.Bytes()
+}
+
+// issue makes a key and has an SVID issued for it.
+func (i *Issuer) issue(ctx context.Context, e *Entry, s Subject) (*SVID, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	view, err := i.keeper.View()
+	if err != nil {
+		return nil, err
+	}
+	var chain []*x509.Certificate
+	if view.NeedsEvidence(e.SPIFFEID) {
+		chain, err = i.withEvidence(ctx, e, s, key)
+	} else {
+		var csr []byte
+		if csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key); err == nil {
+			chain, err = i.Sign(ctx, e, csr, key.Public())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &SVID{
+		Entry: e, Chain: chain, KeyDER: keyDER,
+		NotAfter: chain[0].NotAfter,
+		RenewAt:  halfLife(i.now(), chain[0].NotAfter),
+	}, nil
+}
+
+// withEvidence quotes, and quotes once more when the server does not like it:
+// a server that was restarted knows none of its old nonces.
+func (i *Issuer) withEvidence(ctx context.Context, e *Entry, s Subject, key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	for attempt := 0; ; attempt++ {
+		ev, err := i.Evidence(ctx, Leaf{
+			Origin: attest.OriginAgent, SPIFFEID: e.SPIFFEID.String(), SPKI: spki,
+			Executable: s.Executable, Selectors: s.Selectors,
+		})
+		if err != nil {
+			return nil, err
+		}
+		csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+			ExtraExtensions: []pkix.Extension{{Id: oidCMW, Value: ev.Extension}},
+		}, key)
+		if err != nil {
+			return nil, err
+		}
+		chain, err := i.SignEvidence(ctx, e, csr, key.Public(), ev)
+		if err == nil || attempt > 0 || !refusedEvidence(err) {
+			return chain, err
+		}
+	}
+}
+
+// oidCMW is id-pe-cmw (RFC 9999).
+var oidCMW = []int{1, 3, 6, 1, 5, 5, 7, 1, 35}
+
+// refusedEvidence says whether the server answered and said no, rather than
+// being away: new evidence may then do better.
+func refusedEvidence(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.PermissionDenied, codes.FailedPrecondition, codes.Aborted:
+		return true
+	}
+	return false
+}
+
+// SignEvidence is Sign for a CSR that carries ev, and checks that the SVID
+// carries it too.
+func (i *Issuer) SignEvidence(ctx context.Context, e *Entry, csr []byte, key crypto.PublicKey, ev *Evidence) ([]*x509.Certificate, error) {
+	chain, err := i.Sign(ctx, e, csr, key)
+	if err != nil {
+		if refusedEvidence(err) {
+			i.nonces.forget(ev.nonce)
+		}
+		return nil, err
+	}
+	// A server that ignores unknown extensions would hand out an SVID without
+	// the evidence it was asked for.
+	got, err := attest.FromCertificate(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("evidence in the issued SVID: %w", err)
+	}
+	if !bytes.Equal(got.Attest, ev.Record.Attest) || !bytes.Equal(got.Signature, ev.Record.Signature) ||
+		got.Salt != ev.Record.Salt || got.Payload != ev.Record.Payload || !slices.Equal(got.Selectors, ev.Record.Selectors) {
+		return nil, errors.New("server put other evidence into the SVID than it was sent")
+	}
+	return chain, nil
+}
+
+// Sign has csr signed for e and checks what comes back: key, SPIFFE ID, chain.
+func (i *Issuer) Sign(ctx context.Context, e *Entry, csr []byte, key crypto.PublicKey) ([]*x509.Certificate, error) {
+	ders, err := i.batch.do(ctx, upstream.SignRequest{EntryID: e.ID, CSR: csr})
+	if err != nil {
+		return nil, err
+	}
+	chain, err := upstream.ParseChain(ders)
+	if err != nil {
+		return nil, fmt.Errorf("issued SVID: %w", err)
+	}
+	id, err := upstream.CheckSVID(chain, key, i.trust, i.now())
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		// The server began to sign with an authority that it published after
+		// our last look.
+		if serr := i.node.Do(ctx, func(ctx context.Context, s *upstream.Session) error { return s.SyncBundle(ctx) }); serr == nil {
+			id, err = upstream.CheckSVID(chain, key, i.trust, i.now())
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("issued SVID: %w", err)
+	}
+	if id != e.SPIFFEID {
+		return nil, fmt.Errorf("server issued %q for an entry of %q", id, e.SPIFFEID)
+	}
+	return chain, nil
+}
+
+// halfLife is the moment at which about half of what is left is over.
+func halfLife(now, end time.Time) time.Time {
+	part := 0.5 * (0.9 + 0.2*mrand.Float64())
+	return now.Add(time.Duration(part * float64(end.Sub(now))))
+}
+
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return slices.Compact(s)
+}
+
+// cacheKey names an SVID: another executable, or in evidence other selectors,
+// means another SVID.
+func (i *Issuer) cacheKey(e *Entry, s Subject, evidence bool) cacheKey {
+	k := cacheKey{entry: e.ID, revision: e.Revision, created: e.CreatedAt, executable: s.Executable}
+	if evidence {
+		h := sha256.New()
+		for _, sel := range s.Selectors {
+			fmt.Fprintf(h, "%d:%s", len(sel), sel)
+		}
+		h.Sum(k.selectors[:0])
+	}
+	return k
+}
