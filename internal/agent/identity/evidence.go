@@ -135,3 +135,10 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	}
 	return &Evidence{Record: rec, Extension: ext.Value, nonce: nonce, session: sess}, nil
 }
+
+// Current says whether ev still names the agent's present SVID. After the agent
+// attested again, the server would refuse evidence that names the old one.
+func (i *Issuer) Current(ev *Evidence) bool {
+	s, err := i.node.Session()
+	return err == nil && s == ev.session
+}

@@ -21,16 +21,9 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
+
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
-
-// attestorName is the node attestation type and the first part of agent IDs.
-const attestorName = "tpmnode"
-
-// agentKeyMetadata tells the plugin the SHA-256 of the SPKI of the key in the
-// CSR, 32 raw bytes, so that its quote binds the key. The plugin interface has
-// no field for it.
-const agentKeyMetadata = "rootlink-agent-key-bin"
 
 // attest runs one attestation with a new key and returns a session that holds
 // the new SVID. When the server's authority is unknown, the bootstrap source
@@ -99,7 +92,7 @@ func (n *Node) attestOnce(ctx context.Context) (*Session, error) {
 // has an SVID for us.
 func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte, keyHash [32]byte) (*types.X509SVID, error) {
 	// Ending the plugin's stream tells it that the attestation is over.
-	pctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, agentKeyMetadata, string(keyHash[:])))
+	pctx, cancel := context.WithCancel(wire.WithAgentKey(ctx, keyHash))
 	defer cancel()
 	plugin, err := n.cfg.NodeAttestor.AidAttestation(pctx)
 	if err != nil {
@@ -127,7 +120,7 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte, 
 		return nil
 	}
 	err = send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data:   &types.AttestationData{Type: attestorName, Payload: first.GetPayload()},
+		Data:   &types.AttestationData{Type: wire.PluginName, Payload: first.GetPayload()},
 		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
 	}}})
 	if err != nil {
@@ -180,8 +173,8 @@ func (n *Node) newSession(key *ecdsa.PrivateKey, keyHash [32]byte, svid *types.X
 	if err != nil {
 		return nil, fmt.Errorf("agent SVID: %w", err)
 	}
-	if id.TrustDomain() != n.cfg.TrustDomain || !strings.HasPrefix(id.Path(), "/spire/agent/"+attestorName+"/") {
-		return nil, fmt.Errorf("server issued %q, which is not an agent ID of node attestation %s", id, attestorName)
+	if id.TrustDomain() != n.cfg.TrustDomain || !strings.HasPrefix(id.Path(), "/spire/agent/"+wire.PluginName+"/") {
+		return nil, fmt.Errorf("server issued %q, which is not an agent ID of node attestation %s", id, wire.PluginName)
 	}
 	cert := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, c := range chain {

@@ -1,0 +1,186 @@
+// Package agent is rootlink-agent: it attests the machine by its TPM and gives
+// the workloads on it their identities.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/agent/endpoint"
+	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/internal/cli"
+)
+
+// Config says how to run an agent. It is checked by New.
+type Config struct {
+	TrustDomain  string
+	Server       string // host:port
+	TrustBundle  string // PEM file; or
+	Join         string // join line; exactly one of the two
+	DataDir      string
+	Socket       string
+	SyncInterval time.Duration
+	RecorderGID  uint32 // 0: none, no recorder is protected
+	EventLog     string // path of the boot event log, shipped beside links; may be empty
+	IMALog       string
+	Log          *slog.Logger
+
+	// Ready is called once, when the first workload could be served.
+	Ready func(agentID string)
+}
+
+// Agent is a checked configuration.
+type Agent struct {
+	cfg    Config
+	td     spiffeid.TrustDomain
+	source upstream.Source
+}
+
+// New checks cfg.
+func New(cfg Config) (*Agent, error) {
+	a := &Agent{cfg: cfg}
+	var err error
+	if a.td, err = spiffeid.TrustDomainFromString(cfg.TrustDomain); err != nil || a.td.Name() != cfg.TrustDomain {
+		return nil, cli.Usage("a trust domain is a name such as example.org", "trust domain %q is not valid", cfg.TrustDomain)
+	}
+	switch {
+	case cfg.Server == "":
+		return nil, cli.Usage("name the server as HOST:PORT with --server", "no server is given")
+	case cfg.DataDir == "":
+		return nil, cli.Usage("name a directory that only the agent's user can open with --data-dir", "no data directory is given")
+	case cfg.Socket == "":
+		return nil, cli.Usage("name the Workload API socket with --socket", "no socket is given")
+	case cfg.Log == nil:
+		return nil, errors.New("agent: no logger")
+	case cfg.SyncInterval < 0:
+		return nil, cli.Usage("", "the sync interval is negative")
+	case (cfg.TrustBundle == "") == (cfg.Join == ""):
+		return nil, cli.Usage("`rootlink-server bundle show` prints a bundle for --trust-bundle, `rootlink-server join-line` a line for --join",
+			"give exactly one of a trust bundle and a join line")
+	case cfg.TrustBundle != "":
+		a.source = upstream.PEMFile(cfg.TrustBundle)
+		// Now, not at the first rotation.
+		if _, err := a.source.Authorities(context.Background()); err != nil {
+			return nil, cli.Hint(err, "`rootlink-server bundle show --format pem` prints it")
+		}
+	default:
+		line, err := upstream.ParseJoinLine(cfg.Join)
+		if err != nil {
+			return nil, cli.Usage("copy the whole line that `rootlink-server join-line` prints", "%v", err)
+		}
+		if line.TrustDomain != a.td {
+			return nil, cli.Usage("", "the join line is for trust domain %q, this agent is for %q", line.TrustDomain, a.td)
+		}
+		a.source = &upstream.Join{Line: line, Server: cfg.Server, Now: time.Now}
+	}
+	return a, nil
+}
+
+// Run runs until ctx ends or something final happens.
+func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	unlock, err := lockDataDir(a.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	trust, err := upstream.NewTrust(a.td, a.cfg.DataDir, a.source)
+	if err != nil {
+		return err
+	}
+	node, err := upstream.New(upstream.Config{
+		TrustDomain: a.td, Server: a.cfg.Server, Trust: trust,
+		NodeAttestor: plugins.NodeAttestor, Log: a.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	keeper := identity.NewKeeper(node, trust, a.td, a.cfg.SyncInterval, a.cfg.Log)
+	issuer := identity.NewIssuer(keeper, node, trust, plugins.Quoter, a.cfg.Log)
+	server, err := endpoint.New(endpoint.Config{
+		Keeper: keeper, Issuer: issuer, Attestor: plugins.WorkloadAttestor,
+		RecorderGID: a.cfg.RecorderGID, Logs: logReader(a.cfg.EventLog, a.cfg.IMALog), Log: a.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	// The socket first: that it cannot be had should not wait for a server.
+	l, err := endpoint.Listen(a.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+
+	errs := make(chan error, 2)
+	var wg sync.WaitGroup
+	wg.Go(func() { errs <- node.Run(ctx) })
+	wg.Go(func() { errs <- server.Serve(ctx, l) })
+	wg.Go(func() { keeper.Run(ctx) })
+	wg.Go(func() { issuer.Run(ctx) })
+	wg.Go(func() { a.announce(ctx, keeper) })
+	err = <-errs
+	cancel()
+	wg.Wait()
+	if errors.Is(err, upstream.ErrBanned) {
+		return &cli.Error{Code: cli.ExitPolicy, Err: err,
+			Hint: "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again"}
+	}
+	return err
+}
+
+// announce calls Ready after the first sync.
+func (a *Agent) announce(ctx context.Context, k *identity.Keeper) {
+	for {
+		changed := k.Changed()
+		if v, err := k.View(); err == nil {
+			a.cfg.Log.Info("ready", "agent_id", v.AgentID.String(), "entries", len(v.Entries), "socket", a.cfg.Socket)
+			if a.cfg.Ready != nil {
+				a.cfg.Ready(v.AgentID.String())
+			}
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// lockDataDir makes the data directory private and keeps a second agent out of
+// it: the two would replace each other's SVID at the server for ever.
+func lockDataDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if st.Mode().Perm()&0o022 != 0 {
+		return nil, cli.Hint(fmt.Errorf("data directory %s is writable for others, who could replace the saved trust bundle", dir), "chmod 0700 "+dir)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, cli.Hint(fmt.Errorf("data directory %s is in use by another agent", dir), "stop the other agent, or give this one another --data-dir and TPM")
+		}
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil // closing releases the lock
+}

@@ -1,0 +1,163 @@
+// Package endpoint is what workloads talk to: the SPIFFE Workload API, the
+// Issuer and health, on one Unix socket.
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/agent/identity"
+	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
+)
+
+// Bounds on what one connection may send.
+const (
+	maxRequest     = 256 << 10 // bytes: a CSR with the largest evidence, and room
+	maxHeaders     = 16 << 10  // bytes
+	maxStreams     = 64        // calls at once on one connection
+	connectTimeout = 10 * time.Second
+	knockTimeout   = 5 * time.Second // how long an unknown workload waits for a sync
+)
+
+// Config is what a Server needs.
+type Config struct {
+	Keeper   *identity.Keeper
+	Issuer   *identity.Issuer
+	Attestor workloadattestorv1.WorkloadAttestorClient
+	// RecorderGID is the group that the recorder is installed setgid to; 0 when
+	// there is none, and then no recorder counts as protected.
+	RecorderGID uint32
+	// Logs returns the boot event log and IMA log with these digests, nil where
+	// they are not at hand.
+	Logs Logs
+	Log  *slog.Logger
+}
+
+// Server serves the socket.
+type Server struct {
+	workloadpb.UnimplementedSpiffeWorkloadAPIServer
+	workloadv1.UnimplementedIssuerServer
+	healthpb.UnimplementedHealthServer
+
+	cfg  Config
+	grpc *grpc.Server
+}
+
+// New returns a Server.
+func New(cfg Config) (*Server, error) {
+	if cfg.Keeper == nil || cfg.Issuer == nil || cfg.Attestor == nil || cfg.Log == nil {
+		return nil, errors.New("endpoint: incomplete configuration")
+	}
+	s := &Server{cfg: cfg}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(peerCredentials{}),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(connectTimeout),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		// Small buffers: an agent has many quiet connections.
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+	)
+	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
+	workloadv1.RegisterIssuerServer(s.grpc, s)
+	healthpb.RegisterHealthServer(s.grpc, s)
+	return s, nil
+}
+
+// Serve answers on l until ctx ends.
+func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	stop := context.AfterFunc(ctx, s.grpc.Stop)
+	defer stop()
+	err := s.grpc.Serve(&listener{UnixListener: l, byUID: make(map[uint32]int)})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (_ any, err error) {
+	defer s.recovered(info.FullMethod, &err)
+	if err := checkHeader(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
+	return h(ctx, req)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+	defer s.recovered(info.FullMethod, &err)
+	if err := checkHeader(ss.Context(), info.FullMethod); err != nil {
+		return err
+	}
+	return h(srv, ss)
+}
+
+// checkHeader demands the header of SPIFFE Workload Endpoint §6.1, which keeps
+// server-side request forgery out: a browser or proxy that is made to speak to
+// the socket does not send it. Health needs none, as in SPIRE.
+func checkHeader(ctx context.Context, method string) error {
+	if strings.HasPrefix(method, "/"+healthpb.Health_ServiceDesc.ServiceName+"/") {
+		return nil
+	}
+	v := metadata.ValueFromIncomingContext(ctx, "workload.spiffe.io")
+	if len(v) != 1 || v[0] != "true" {
+		return status.Error(codes.InvalidArgument, "security header missing from request: workload.spiffe.io must be true")
+	}
+	return nil
+}
+
+func (s *Server) recovered(method string, err *error) {
+	if r := recover(); r != nil {
+		s.cfg.Log.Error("panic", "method", method, "panic", r, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "internal error")
+	}
+}
+
+// Check says SERVING once the agent is attested and has synced.
+func (s *Server) Check(_ context.Context, req *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if req.GetService() != "" {
+		return nil, status.Error(codes.NotFound, "unknown service")
+	}
+	st := healthpb.HealthCheckResponse_SERVING
+	if _, err := s.cfg.Keeper.View(); err != nil {
+		st = healthpb.HealthCheckResponse_NOT_SERVING
+	}
+	return &healthpb.HealthCheckResponse{Status: st}, nil
+}
+
+// Watch sends the state now and whenever it changes.
+func (s *Server) Watch(req *healthpb.HealthCheckRequest, stream healthpb.Health_WatchServer) error {
+	last := healthpb.HealthCheckResponse_UNKNOWN
+	for {
+		changed := s.cfg.Keeper.Changed()
+		r, err := s.Check(stream.Context(), req)
+		if err != nil {
+			r = &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVICE_UNKNOWN}
+		}
+		if r.GetStatus() != last {
+			last = r.GetStatus()
+			if err := stream.Send(r); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-stream.Context().Done():
+			return status.FromContextError(stream.Context().Err()).Err()
+		case <-changed:
+		}
+	}
+}

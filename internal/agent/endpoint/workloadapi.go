@@ -1,0 +1,271 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rootlink/rootlink/internal/agent/identity"
+)
+
+// FetchX509SVID streams the caller's SVIDs: at once, and again whenever one is
+// renewed, an entry comes, goes or changes, or the bundle does.
+func (s *Server) FetchX509SVID(_ *workloadpb.X509SVIDRequest, stream workloadpb.SpiffeWorkloadAPI_FetchX509SVIDServer) error {
+	return watch(s, stream.Context(), stream.Send, s.svids)
+}
+
+// FetchX509Bundles streams the trust bundles of the caller's trust domain and
+// of those its entries federate with.
+func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream workloadpb.SpiffeWorkloadAPI_FetchX509BundlesServer) error {
+	return watch(s, stream.Context(), stream.Send, s.bundles)
+}
+
+const notYet = "this agent serves X.509-SVIDs only; %s are planned for a later version"
+
+func (s *Server) FetchJWTSVID(context.Context, *workloadpb.JWTSVIDRequest) (*workloadpb.JWTSVIDResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, notYet, "JWT-SVIDs")
+}
+
+func (s *Server) FetchJWTBundles(*workloadpb.JWTBundlesRequest, workloadpb.SpiffeWorkloadAPI_FetchJWTBundlesServer) error {
+	return status.Errorf(codes.Unimplemented, notYet, "JWT bundles")
+}
+
+func (s *Server) ValidateJWTSVID(context.Context, *workloadpb.ValidateJWTSVIDRequest) (*workloadpb.ValidateJWTSVIDResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, notYet, "JWT-SVIDs")
+}
+
+func (s *Server) FetchWITSVID(*workloadpb.WITSVIDRequest, workloadpb.SpiffeWorkloadAPI_FetchWITSVIDServer) error {
+	return status.Errorf(codes.Unimplemented, notYet, "WIT-SVIDs")
+}
+
+func (s *Server) FetchWITBundles(*workloadpb.WITBundlesRequest, workloadpb.SpiffeWorkloadAPI_FetchWITBundlesServer) error {
+	return status.Errorf(codes.Unimplemented, notYet, "WIT bundles")
+}
+
+// answer is one message to the caller and when to look again (zero: only when
+// something changes).
+type answer[M proto.Message] func(ctx context.Context, v *identity.View, subj identity.Subject, es []*identity.Entry) (m M, again time.Time, err error)
+
+// watch is the loop of both streams. The caller is measured when it calls, and
+// checked to be the same process with the same executable before each message.
+func watch[M proto.Message](s *Server, ctx context.Context, send func(M) error, make answer[M]) error {
+	c, err := callerOf(ctx)
+	if err != nil {
+		return err
+	}
+	subj, err := c.measure(ctx, s.cfg.Attestor)
+	if err != nil {
+		return err
+	}
+	var last M
+	sent := false
+	for {
+		changed := s.cfg.Keeper.Changed()
+		view, entries, err := s.entitled(ctx, subj, !sent)
+		if err != nil {
+			return err
+		}
+		m, again, err := make(ctx, view, subj, entries)
+		if err != nil {
+			return err
+		}
+		if !sent || !proto.Equal(m, last) {
+			if err := c.check(); err != nil {
+				return callerError(err)
+			}
+			if err := send(m); err != nil {
+				return err
+			}
+			last, sent = m, true
+		}
+		if err := sleep(ctx, changed, again); err != nil {
+			return err
+		}
+	}
+}
+
+// sleep waits for a change or the time at, zero meaning no time.
+func sleep(ctx context.Context, changed <-chan struct{}, at time.Time) error {
+	var timer <-chan time.Time
+	if !at.IsZero() {
+		t := time.NewTimer(max(time.Until(at), 10*time.Millisecond))
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-changed:
+	case <-timer:
+	}
+	return nil
+}
+
+// entitled returns the entries that match, oldest first. When there are none
+// and the caller has just come, the server is asked at once: its entry may have
+// been made a moment ago.
+func (s *Server) entitled(ctx context.Context, subj identity.Subject, knock bool) (*identity.View, []*identity.Entry, error) {
+	v, verr := s.cfg.Keeper.View()
+	if verr == nil {
+		if es := matches(v, subj); len(es) > 0 {
+			return v, es, nil
+		}
+	}
+	if knock {
+		if err := s.knock(ctx, func(v *identity.View) bool { return len(matches(v, subj)) > 0 }); err != nil {
+			return nil, nil, err
+		}
+	}
+	v, verr = s.cfg.Keeper.View()
+	if verr != nil {
+		return nil, nil, status.Error(codes.Unavailable, verr.Error())
+	}
+	es := matches(v, subj)
+	if len(es) == 0 {
+		return nil, nil, noIdentity(v, subj.Selectors, false)
+	}
+	return v, es, nil
+}
+
+// knock syncs until found is true of the view, or there is no hope: after one
+// sync, or a little longer with a stock server that was just attested to.
+func (s *Server) knock(ctx context.Context, found func(*identity.View) bool) error {
+	for {
+		kctx, cancel := context.WithTimeout(ctx, knockTimeout)
+		err := s.cfg.Keeper.SyncNow(kctx)
+		cancel()
+		if ctx.Err() != nil {
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		if err != nil {
+			// The server is away: whether this workload has an identity is not
+			// known, which is not the same as no.
+			return status.Errorf(codes.Unavailable, "no identity is known for this workload and the server cannot be asked: %s", status.Convert(err).Message())
+		}
+		if v, err := s.cfg.Keeper.View(); err == nil && found(v) || !s.cfg.Keeper.MayStillFill() {
+			return nil
+		}
+		if err := sleep(ctx, nil, time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+	}
+}
+
+// matches returns entries in the order of their age, so that the first one (the
+// default identity of the Workload API) stays the same when more are made. Of
+// several with one hint only the first counts, as the Workload API demands
+// hints to be unique.
+func matches(v *identity.View, subj identity.Subject) []*identity.Entry {
+	es := v.Workload(subj.Selectors)
+	slices.SortStableFunc(es, func(a, b *identity.Entry) int {
+		if a.CreatedAt != b.CreatedAt {
+			return int(max(-1, min(1, a.CreatedAt-b.CreatedAt)))
+		}
+		return 0
+	})
+	seen := make(map[string]bool)
+	return slices.DeleteFunc(es, func(e *identity.Entry) bool {
+		dup := e.Hint != "" && seen[e.Hint]
+		seen[e.Hint] = true
+		return dup
+	})
+}
+
+// svids gets an SVID for each entry. Those that cannot be had are left out; it
+// fails when none can.
+func (s *Server) svids(ctx context.Context, v *identity.View, subj identity.Subject, es []*identity.Entry) (*workloadpb.X509SVIDResponse, time.Time, error) {
+	got := make([]*identity.SVID, len(es))
+	errs := make([]error, len(es))
+	var wg sync.WaitGroup
+	for i, e := range es { // together, so that they share a batch
+		wg.Go(func() { got[i], errs[i] = s.cfg.Issuer.SVID(ctx, e, subj) })
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, time.Time{}, status.FromContextError(err).Err()
+	}
+	bundle := identity.ConcatDER(v.Authorities)
+	resp := &workloadpb.X509SVIDResponse{FederatedBundles: federated(v, es)}
+	var again time.Time
+	var failed error
+	for i, svid := range got {
+		at := time.Now().Add(5 * time.Second)
+		if errs[i] != nil {
+			failed = fmt.Errorf("%s: %w", es[i].SPIFFEID, errs[i])
+		} else {
+			at = svid.RenewAt
+			resp.Svids = append(resp.Svids, &workloadpb.X509SVID{
+				SpiffeId: es[i].SPIFFEID.String(), X509Svid: svid.ChainDER(), X509SvidKey: svid.KeyDER,
+				Bundle: bundle, Hint: es[i].Hint,
+			})
+		}
+		if again.IsZero() || at.Before(again) {
+			again = at
+		}
+	}
+	if len(resp.Svids) == 0 {
+		return nil, time.Time{}, issueError(failed)
+	}
+	return resp, again, nil
+}
+
+func (s *Server) bundles(_ context.Context, v *identity.View, _ identity.Subject, es []*identity.Entry) (*workloadpb.X509BundlesResponse, time.Time, error) {
+	m := federated(v, es)
+	m[v.TrustDomain.IDString()] = identity.ConcatDER(v.Authorities)
+	return &workloadpb.X509BundlesResponse{Bundles: m}, time.Time{}, nil
+}
+
+func federated(v *identity.View, es []*identity.Entry) map[string][]byte {
+	m := make(map[string][]byte)
+	for _, e := range es {
+		for _, td := range e.FederatesWith {
+			if as := v.Federated[td]; len(as) > 0 {
+				m[td.IDString()] = identity.ConcatDER(as)
+			}
+		}
+	}
+	return m
+}
+
+// issueError turns what the server or the quoter said into what a workload
+// hears. A refusal keeps its code and reason, everything else means "later".
+func issueError(err error) error {
+	st, ok := status.FromError(err)
+	if !ok {
+		var g interface{ GRPCStatus() *status.Status }
+		if errors.As(err, &g) {
+			st, ok = g.GRPCStatus(), true
+		}
+	}
+	if ok {
+		switch st.Code() {
+		case codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.NotFound, codes.Aborted,
+			codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded, codes.Unimplemented:
+			return status.Errorf(st.Code(), "no SVID issued: %s", bounded(st.Message()))
+		}
+	}
+	if errors.Is(err, identity.ErrNoEvidence) {
+		return status.Errorf(codes.FailedPrecondition, "no SVID issued: %s", err)
+	}
+	return status.Errorf(codes.Unavailable, "no SVID issued: %s", bounded(err.Error()))
+}
+
+// maxMessage bounds what an error message carries, in bytes: it travels in an
+// HTTP/2 header.
+const maxMessage = 1500
+
+func bounded(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	return string(bytes.ToValidUTF8([]byte(s[:maxMessage]), nil)) + " …"
+}
