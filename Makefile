@@ -31,6 +31,7 @@ setup:
 	@scripts/setup
 
 demo: setup build
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/resign ./examples/resign
 	@examples/demo
 
 # The race detector needs cgo; the linker and the timeouts are sized for two cores.
