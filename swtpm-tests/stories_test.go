@@ -1,0 +1,77 @@
+// Package stories runs the user stories end to end: real binaries, a real
+// software TPM per script. Each testdata/*.txt is one story, headed by why it
+// exists. Commands of the scripts beyond testscript's own are in world_test.go.
+package stories
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// binDir holds the programs under test.
+var binDir string
+
+func TestMain(m *testing.M) {
+	code, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "stories:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// buildAndRun takes the programs that ROOTLINK_BIN names (make test has just
+// built them) or builds them itself.
+func buildAndRun(m *testing.M) (int, error) {
+	binDir = os.Getenv("ROOTLINK_BIN")
+	if binDir == "" {
+		tmp, err := os.MkdirTemp("", "rootlink-bin-")
+		if err != nil {
+			return 1, err
+		}
+		defer os.RemoveAll(tmp)
+		binDir = tmp
+	}
+	for name, pkg := range map[string]string{
+		"rootlink-server": "./cmd/server", "rootlink-agent": "./cmd/agent", "rootlink": "./cmd/rootlink", "resign": "./examples/resign",
+	} {
+		out := filepath.Join(binDir, name)
+		if _, err := os.Stat(out); err == nil {
+			continue
+		}
+		cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
+		cmd.Dir = ".."
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return 1, fmt.Errorf("go build %s: %w\n%s", pkg, err, text)
+		}
+	}
+	return m.Run(), nil
+}
+
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Fatal("no stories: testdata is empty")
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			w := newWorld(t)
+			testscript.Run(t, testscript.Params{
+				Files:               []string{file},
+				Setup:               w.setup,
+				Cmds:                w.commands(),
+				RequireExplicitExec: true,
+				RequireUniqueNames:  true,
+			})
+		})
+	}
+}

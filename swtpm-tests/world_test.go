@@ -1,0 +1,402 @@
+package stories
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/rootlink/rootlink/internal/swtpmtest"
+)
+
+const (
+	startTimeout = 30 * time.Second
+	stopTimeout  = 15 * time.Second
+)
+
+// world is what a story runs in: TPMs, and daemons that end with it.
+type world struct {
+	t       *testing.T
+	tpms    map[string]*swtpmtest.TPM
+	daemons map[string]*daemon
+}
+
+type daemon struct {
+	name string
+	args []string // as started, so that it can be started again
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{}
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, tpms: map[string]*swtpmtest.TPM{}, daemons: map[string]*daemon{}}
+	t.Cleanup(func() {
+		for _, d := range w.daemons {
+			d.stop(syscall.SIGKILL)
+			if t.Failed() {
+				text, _ := os.ReadFile(d.log)
+				t.Logf("--- log of %s\n%s", d.name, tail(text, 6000))
+			}
+		}
+	})
+	return w
+}
+
+func tail(b []byte, n int) []byte {
+	if len(b) > n {
+		return b[len(b)-n:]
+	}
+	return b
+}
+
+func (w *world) setup(env *testscript.Env) error {
+	env.Setenv("PATH", binDir+":"+env.Getenv("PATH"))
+	env.Setenv("TD", "example.org")
+	env.Setenv("ADMIN", filepath.Join(env.WorkDir, "admin.sock"))
+	env.Setenv("SOCKET", filepath.Join(env.WorkDir, "agent.sock"))
+	env.Setenv("SPIFFE_ENDPOINT_SOCKET", "unix://"+filepath.Join(env.WorkDir, "agent.sock"))
+	env.Setenv("ROOTLINK_ADMIN_SOCKET", filepath.Join(env.WorkDir, "admin.sock"))
+	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
+	env.Setenv("GOTOOLCHAIN", "local")
+	env.Setenv("GOFLAGS", "-buildvcs=false")
+	for _, name := range []string{"GOCACHE", "GOROOT", "GOPATH", "GOMODCACHE"} {
+		out, err := exec.Command("go", "env", name).Output()
+		if err != nil {
+			return err
+		}
+		env.Setenv(name, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func (w *world) commands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"tpm":     w.cmdTPM,
+		"daemon":  w.cmdDaemon,
+		"server":  w.cmdServer,
+		"agent":   w.cmdAgent,
+		"capture": cmdCapture,
+		"retry":   cmdRetry,
+		"flip":    cmdFlip,
+		"enroll":  cmdEnroll,
+		"logged":  w.cmdLogged,
+	}
+}
+
+// tpm start [NAME [KIND]] | extend NAME PCR TEXT | reboot NAME | restart NAME | clear NAME
+//
+// start sets $TPM_NAME (the --tpm flag) and $MAKER_NAME (a PEM file of maker
+// roots); NAME is "tpm" by default, then the variables are $TPM and $MAKER.
+func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: tpm start|extend|reboot|restart|clear [NAME] …")
+	}
+	name := "tpm"
+	if len(args) > 1 {
+		name = args[1]
+	}
+	suffix := ""
+	if name != "tpm" {
+		suffix = "_" + strings.ToUpper(name)
+	}
+	if args[0] == "start" {
+		kind := "p256"
+		if len(args) > 2 {
+			kind = args[2]
+		}
+		tpm := w.startTPM(kind)
+		w.tpms[name] = tpm
+		maker := ts.MkAbs("maker" + suffix + ".pem")
+		ts.Check(os.WriteFile(maker, tpm.MakerPEM(), 0o600))
+		ts.Setenv("TPM"+suffix, tpm.Device())
+		ts.Setenv("MAKER"+suffix, maker)
+		return
+	}
+	tpm := w.tpms[name]
+	if tpm == nil {
+		ts.Fatalf("no TPM %q", name)
+	}
+	switch {
+	case args[0] == "extend" && len(args) == 4:
+		pcr, err := strconv.Atoi(args[2])
+		ts.Check(err)
+		digest := sha256.Sum256([]byte(args[3]))
+		tpm.Extend(pcr, digest[:])
+	case args[0] == "reboot":
+		tpm.Restart()
+	case args[0] == "clear":
+		tpm.Clear()
+	default:
+		ts.Fatalf("unknown: tpm %s", strings.Join(args, " "))
+	}
+}
+
+// server start [ARGS…]: starts rootlink-server on a free port with $MAKER's
+// roots, waits until it is ready and sets $SERVER. A later start reuses the
+// data directory and the port.
+func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 || args[0] != "start" {
+		w.control(ts, "server", args)
+		return
+	}
+	listen := "127.0.0.1:0"
+	if was := ts.Getenv("SERVER"); was != "" {
+		listen = was
+	}
+	argv := append([]string{"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
+		"--listen", listen, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug"}, args[1:]...)
+	d := w.start(ts, "server", argv)
+	address := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(d.readyLine(ts))
+	if address == "" {
+		ts.Fatalf("no address in the server's ready line")
+	}
+	ts.Setenv("SERVER", address)
+}
+
+// agent start [NAME [ARGS…]]: starts rootlink-agent with a join line, on $TPM
+// (or $TPM_NAME), with its socket at $SOCKET (or NAME.sock), and waits until
+// it is ready.
+func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 || args[0] != "start" {
+		w.control(ts, "agent", args)
+		return
+	}
+	name, tpm, socket := "agent", ts.Getenv("TPM"), ts.Getenv("SOCKET")
+	rest := args[1:]
+	if len(rest) > 0 && !strings.HasPrefix(rest[0], "-") {
+		name, rest = rest[0], rest[1:]
+		if name != "agent" {
+			if own := ts.Getenv("TPM_" + strings.ToUpper(name)); own != "" {
+				tpm = own
+			}
+			socket = ts.MkAbs(name + ".sock")
+		}
+	}
+	join, err := exec.Command(filepath.Join(binDir, "rootlink-server"), "join-line", "--admin-socket", ts.Getenv("ADMIN")).Output()
+	ts.Check(err)
+	argv := append([]string{"rootlink-agent", "run", "--trust-domain", ts.Getenv("TD"), "--server", ts.Getenv("SERVER"),
+		"--join", strings.TrimSpace(string(join)), "--data-dir", ts.MkAbs(name), "--socket", socket, "--tpm", tpm, "--log-level", "debug"}, rest...)
+	d := w.start(ts, name, argv)
+	if neg {
+		d.wait(ts)
+		return
+	}
+	d.readyLine(ts)
+}
+
+// daemon start NAME COMMAND… | stop NAME | kill NAME | wait NAME
+func (w *world) cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) > 2 && args[0] == "start" {
+		w.start(ts, args[1], args[2:])
+		return
+	}
+	if len(args) == 2 {
+		w.control(ts, args[1], args[:1])
+		return
+	}
+	ts.Fatalf("usage: daemon start NAME COMMAND… | stop NAME | kill NAME | wait NAME")
+}
+
+// control: stop ends it kindly, kill does not, wait waits for its own end.
+func (w *world) control(ts *testscript.TestScript, name string, args []string) {
+	if len(args) == 2 {
+		name = args[1]
+	}
+	d := w.daemons[name]
+	if d == nil || len(args) == 0 {
+		ts.Fatalf("no daemon %q", name)
+	}
+	switch args[0] {
+	case "stop":
+		d.stop(syscall.SIGTERM)
+		if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+			ts.Fatalf("%s ended with exit code %d after SIGTERM", name, code)
+		}
+	case "kill":
+		d.stop(syscall.SIGKILL)
+	case "wait":
+		d.wait(ts)
+	default:
+		ts.Fatalf("unknown: %s", strings.Join(args, " "))
+	}
+}
+
+func (w *world) start(ts *testscript.TestScript, name string, argv []string) *daemon {
+	if d := w.daemons[name]; d != nil {
+		select {
+		case <-d.done:
+		default:
+			ts.Fatalf("%s runs already", name)
+		}
+	}
+	d := &daemon{name: name, args: argv, log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
+	logFile, err := os.Create(d.log)
+	ts.Check(err)
+	d.cmd = exec.Command(filepath.Join(binDir, argv[0]), argv[1:]...)
+	d.cmd.Dir = ts.MkAbs(".")
+	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
+	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"))
+	ts.Check(d.cmd.Start())
+	w.daemons[name] = d
+	go func() {
+		_ = d.cmd.Wait()
+		logFile.Close()
+		close(d.done)
+	}()
+	return d
+}
+
+// readyLine waits for the line that says that the daemon is ready.
+func (d *daemon) readyLine(ts *testscript.TestScript) string {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		text, _ := os.ReadFile(d.log)
+		for line := range bytes.Lines(text) {
+			if bytes.Contains(line, []byte("ready")) {
+				return string(line)
+			}
+		}
+		select {
+		case <-d.done:
+			ts.Fatalf("%s ended before it was ready:\n%s", d.name, tail(text, 3000))
+		case <-ctx.Done():
+			ts.Fatalf("%s is not ready:\n%s", d.name, tail(text, 3000))
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *daemon) stop(sig syscall.Signal) {
+	select {
+	case <-d.done:
+		return
+	default:
+	}
+	_ = d.cmd.Process.Signal(sig)
+	select {
+	case <-d.done:
+	case <-time.After(stopTimeout):
+		_ = d.cmd.Process.Kill()
+		<-d.done
+	}
+}
+
+func (d *daemon) wait(ts *testscript.TestScript) {
+	select {
+	case <-d.done:
+	case <-time.After(startTimeout):
+		ts.Fatalf("%s still runs", d.name)
+	}
+}
+
+// logged [!] NAME REGEXP: the daemon's log has (or comes to have) such a line.
+func (w *world) cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: logged NAME REGEXP")
+	}
+	d := w.daemons[args[0]]
+	if d == nil {
+		ts.Fatalf("no daemon %q", args[0])
+	}
+	re := regexp.MustCompile(args[1])
+	seen := func() bool {
+		text, _ := os.ReadFile(d.log)
+		return re.Match(text)
+	}
+	if neg {
+		if seen() {
+			ts.Fatalf("the log of %s matches %q", args[0], args[1])
+		}
+		return
+	}
+	if !poll(startTimeout, seen) {
+		ts.Fatalf("the log of %s has nothing that matches %q", args[0], args[1])
+	}
+}
+
+func poll(limit time.Duration, ok func() bool) bool {
+	deadline := time.After(limit)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			return false
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
+// capture VAR REGEXP: the first match (or its first group) in the last
+// command's stdout becomes $VAR.
+func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: capture VAR REGEXP")
+	}
+	m := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if m == nil {
+		ts.Fatalf("stdout has nothing that matches %q", args[1])
+	}
+	ts.Setenv(args[0], strings.TrimSpace(m[len(m)-1]))
+}
+
+// retry COMMAND…: runs it until it succeeds (or, with !, fails), for what
+// becomes true a moment later, such as a node's next attestation.
+func cmdRetry(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 {
+		ts.Fatalf("usage: retry COMMAND…")
+	}
+	ok := poll(startTimeout, func() bool { return (ts.Exec(args[0], args[1:]...) == nil) != neg })
+	if !ok {
+		ts.Fatalf("it never came true: %s", strings.Join(args, " "))
+	}
+}
+
+// flip FILE: changes one byte in the middle.
+func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: flip FILE")
+	}
+	file := ts.MkAbs(args[0])
+	info, err := os.Stat(file)
+	ts.Check(err)
+	b, err := os.ReadFile(file)
+	ts.Check(err)
+	b[len(b)/2] ^= 1
+	ts.Check(os.WriteFile(file, b, info.Mode()))
+}
+
+// enroll ID PARENT COMMAND…: asks whoami what COMMAND would be, and pastes the
+// entry create line that it prints, with the given SPIFFE ID and parent
+// ("-" keeps the parent that whoami names).
+func cmdEnroll(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: enroll ID PARENT COMMAND…")
+	}
+	// Nothing matches yet, so whoami ends with the policy exit code.
+	_ = ts.Exec("rootlink", append([]string{"whoami", "--"}, args[2:]...)...)
+	m := regexp.MustCompile(`rootlink-server entry create .*`).FindString(ts.ReadFile("stdout"))
+	if m == "" {
+		ts.Fatalf("whoami printed no entry create line")
+	}
+	line := m + " --spiffe-id " + args[0]
+	if args[1] != "-" {
+		line += " --parent-id " + args[1]
+	}
+	ts.Check(ts.Exec("sh", "-c", line+" --admin-socket "+ts.Getenv("ADMIN")))
+}
