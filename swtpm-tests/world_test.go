@@ -27,6 +27,7 @@ const (
 // world is what a story runs in: TPMs, and daemons that end with it.
 type world struct {
 	t       *testing.T
+	maker   *swtpmtest.Maker
 	tpms    map[string]*swtpmtest.TPM
 	daemons map[string]*daemon
 }
@@ -94,13 +95,14 @@ func (w *world) commands() map[string]func(*testscript.TestScript, bool, []strin
 	}
 }
 
-// tpm start [NAME [KIND]] | extend NAME PCR TEXT | reboot NAME | restart NAME | clear NAME
+// tpm start [NAME [KIND]] | extend NAME PCR TEXT | reboot|powercut|clear|lockout NAME
 //
-// start sets $TPM_NAME (the --tpm flag) and $MAKER_NAME (a PEM file of maker
-// roots); NAME is "tpm" by default, then the variables are $TPM and $MAKER.
+// start sets $TPM_NAME (the --tpm flag) and $TCTI_NAME (for tpm2-tools); NAME is
+// "tpm" by default, then the variables are $TPM and $TCTI. $MAKER is a PEM file
+// with the roots of the one maker of a story's TPMs.
 func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: tpm start|extend|reboot|restart|clear [NAME] …")
+		ts.Fatalf("usage: tpm start|extend|reboot|powercut|clear|lockout [NAME] …")
 	}
 	name := "tpm"
 	if len(args) > 1 {
@@ -115,12 +117,9 @@ func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
 		if len(args) > 2 {
 			kind = args[2]
 		}
-		tpm := w.startTPM(kind)
-		w.tpms[name] = tpm
-		maker := ts.MkAbs("maker" + suffix + ".pem")
-		ts.Check(os.WriteFile(maker, tpm.MakerPEM(), 0o600))
-		ts.Setenv("TPM"+suffix, tpm.Device())
-		ts.Setenv("MAKER"+suffix, maker)
+		w.startTPM(ts, name, kind)
+		ts.Setenv("TPM"+suffix, w.tpms[name].Device())
+		ts.Setenv("TCTI"+suffix, w.tpms[name].TCTI())
 		return
 	}
 	tpm := w.tpms[name]
@@ -131,15 +130,35 @@ func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
 	case args[0] == "extend" && len(args) == 4:
 		pcr, err := strconv.Atoi(args[2])
 		ts.Check(err)
-		digest := sha256.Sum256([]byte(args[3]))
-		tpm.Extend(pcr, digest[:])
+		tpm.Extend(uint32(pcr), sha256.Sum256([]byte(args[3])))
 	case args[0] == "reboot":
 		tpm.Restart()
+	case args[0] == "powercut":
+		tpm.RestartUnclean()
+	case args[0] == "lockout":
+		tpm.Lockout()
 	case args[0] == "clear":
 		tpm.Clear()
 	default:
 		ts.Fatalf("unknown: tpm %s", strings.Join(args, " "))
 	}
+}
+
+func (w *world) startTPM(ts *testscript.TestScript, name, kind string) {
+	kinds := map[string]swtpmtest.EKKind{
+		"p256": swtpmtest.ECCP256, "rsa2048": swtpmtest.RSA2048, "p384": swtpmtest.ECCP384, "none": swtpmtest.NoEK,
+	}
+	ek, ok := kinds[kind]
+	if !ok {
+		ts.Fatalf("unknown kind of EK %q", kind)
+	}
+	if w.maker == nil {
+		w.maker = swtpmtest.NewMaker(w.t, "Story TPM Maker")
+		maker := ts.MkAbs("maker.pem")
+		ts.Check(os.WriteFile(maker, append(w.maker.RootPEM(), w.maker.IntermediatePEM()...), 0o600))
+		ts.Setenv("MAKER", maker)
+	}
+	w.tpms[name] = swtpmtest.Start(w.t, swtpmtest.WithEK(ek), swtpmtest.WithMaker(w.maker))
 }
 
 // server start [ARGS…]: starts rootlink-server on a free port with $MAKER's
