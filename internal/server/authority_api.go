@@ -4,10 +4,14 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/svid"
 )
+
+var errAuthorityExpired = errors.New("the active X.509 authority has expired")
 
 // AuthorityInfo is an X.509 authority with its windows.
 type AuthorityInfo struct {
@@ -19,25 +23,25 @@ type AuthorityInfo struct {
 }
 
 // Authorities returns every X.509 authority there ever was, oldest first.
-func (s *Server) Authorities() ([]AuthorityInfo, error) { return nil, errNotImplemented }
-
-// RotateAuthority prepares an authority (unless one is prepared) and activates it.
-func (s *Server) RotateAuthority(ctx context.Context) (*x509.Certificate, error) {
-	return nil, errNotImplemented
+func (s *Server) Authorities() ([]AuthorityInfo, error) {
+	return slices.Clone(s.authorities.set.Load().all), nil
 }
 
-// AttestationCAs returns the certificates that sign AK certificates, the one in
-// use first.
-func (s *Server) AttestationCAs() []*x509.Certificate { return nil }
+// RotateAuthority prepares an authority, unless one is prepared, and activates
+// it at once. Peers learn of it with their next look at the bundle; until then
+// (a minute) the server's own SVID stays with the authority before.
+func (s *Server) RotateAuthority(ctx context.Context) (*x509.Certificate, error) {
+	return s.authorities.rotate(ctx)
+}
 
 // TrustKey signs bundles for agents that have only a join line. Its public
 // half is what the join line pins.
-func (s *Server) TrustKey() *ecdsa.PrivateKey { return nil }
-
-// JoinLine is what an agent needs to find and check this trust domain:
-// rootlink-join:v1:<trust domain>:<hex SHA-256 of the trust key's SPKI>.
-func (s *Server) JoinLine() string { return "" }
+func (s *Server) TrustKey() *ecdsa.PrivateKey { return s.trustKey }
 
 // Counters returns how often each thing was counted since the start, such as
 // "issue_refused/pcr_policy".
-func (s *Server) Counters() map[string]uint64 { return nil }
+func (s *Server) Counters() map[string]uint64 { return s.count.all() }
+
+// AttestationCAs returns the certificates that sign AK certificates, the one in
+// use first.
+func (s *Server) AttestationCAs() []*x509.Certificate { return s.attestationCA.Chain() }

@@ -5,38 +5,224 @@ package server
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net"
+	"sync"
+	"time"
 
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/rootlink/rootlink/internal/attestca"
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/pkg/attest"
+	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
+
+// stopTimeout is how long Run lets calls in progress finish.
+const stopTimeout = 5 * time.Second
+
+// maxStreams bounds the calls that one TCP connection has open at a time.
+const maxStreams = 256
 
 // Server is a trust domain's server. Make one with New, then call Run.
 type Server struct {
-	cfg   *settings
-	store *store.Store
-}
+	cfg           *settings
+	dir           *dataDir
+	store         *store.Store
+	authorities   *authorities
+	trustKey      *ecdsa.PrivateKey
+	attestationCA *attestca.CA
+	nonces        *attest.NonceMaker
+	tcp, admin    net.Listener
 
-var errNotImplemented = errors.New("server: not implemented")
+	count counters
+	cache authorizedCache
+
+	closing sync.Once
+	closed  error
+}
 
 // New checks c, locks and opens the data directory, makes or loads keys and
 // opens both listeners. Nothing is served before Run.
-func New(ctx context.Context, c Config) (*Server, error) {
-	if _, err := c.check(); err != nil {
+func New(ctx context.Context, c Config) (_ *Server, err error) {
+	s := new(Server)
+	s.cache.m = make(map[string]*authorizedSet)
+	if s.cfg, err = c.check(); err != nil {
 		return nil, err
 	}
-	return nil, errNotImplemented
+	// Whatever was opened before a failure is closed again.
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.dir, err = openDataDir(s.cfg.DataDir); err != nil {
+		return nil, err
+	}
+	if s.store, err = store.Open(ctx, s.dir.file("server.db"), s.cfg.Now); err != nil {
+		return nil, err
+	}
+	if s.trustKey, err = s.openTrustKey(); err != nil {
+		return nil, err
+	}
+	s.authorities = &authorities{
+		td: s.cfg.td, store: s.store, dir: s.dir, lifetime: s.cfg.AuthorityTTL, ttl: s.cfg.X509TTL,
+		now: s.cfg.Now, log: s.cfg.Log,
+	}
+	if err = openAuthorities(ctx, s.authorities); err != nil {
+		return nil, err
+	}
+	if s.attestationCA, err = s.openAttestationCA(); err != nil {
+		return nil, err
+	}
+	var key [32]byte
+	rand.Read(key[:]) // never fails
+	s.nonces = attest.NewNonceMaker(key)
+	if s.tcp, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+		return nil, err
+	}
+	if s.admin, err = listenAdmin(s.cfg.AdminSocket); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openTrustKey loads the key whose public half join lines pin, and makes it in
+// a new data directory. In one that is not new a missing key is an error: with
+// another key every join line ever given out would be void, in silence.
+func (s *Server) openTrustKey() (*ecdsa.PrivateKey, error) {
+	const name = "trust.key"
+	key, err := s.dir.readKey(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	list, err := s.store.Authorities()
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 {
+		return nil, fmt.Errorf("trust key %s is missing", s.dir.file(name))
+	}
+	return s.dir.makeKey(name)
+}
+
+func (s *Server) openAttestationCA() (*attestca.CA, error) {
+	if s.cfg.AttestationCACert != "" {
+		return attestca.Load(s.cfg.AttestationCACert, s.cfg.AttestationCAKey, s.cfg.Now())
+	}
+	return attestca.LoadOrCreate(s.cfg.DataDir, s.cfg.Now())
+}
+
+// register puts the services that both listeners offer on g. Who may call what
+// is decided by the interceptors.
+func (s *Server) register(g *grpc.Server) {
+	agentv1.RegisterAgentServer(g, &agentService{s: s})
+	entryv1.RegisterEntryServer(g, &entryService{s: s})
+	svidv1.RegisterSVIDServer(g, &svidService{s: s})
+	bundlev1.RegisterBundleServer(g, &bundleService{s: s})
+	grpc_health_v1.RegisterHealthServer(g, &healthService{s: s})
+	nodev1.RegisterNodeServer(g, &nodeService{s: s})
 }
 
 // Run serves until ctx ends or a listener fails, and then releases everything.
-func (s *Server) Run(ctx context.Context) error { return errNotImplemented }
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	remote := grpc.NewServer(append(s.interceptors(false),
+		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)...)
+	local := grpc.NewServer(s.interceptors(true)...)
+	s.register(remote)
+	s.register(local)
+	for _, f := range s.cfg.AdminServices {
+		f(local, s)
+	}
+	var wg sync.WaitGroup
+	failed := make(chan error, 2)
+	wg.Go(func() { s.authorities.run(ctx) })
+	for _, x := range []struct {
+		g *grpc.Server
+		l net.Listener
+	}{{remote, s.tcp}, {local, s.admin}} {
+		wg.Go(func() {
+			if err := x.g.Serve(x.l); err != nil {
+				failed <- err
+			}
+		})
+	}
+	s.cfg.Log.Info("serving", "trust_domain", s.cfg.TrustDomain, "address", s.tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	cancel()
+	stop(remote, local)
+	wg.Wait()
+	return errors.Join(err, s.Close())
+}
+
+// stop ends servers gracefully, and those that take too long not so.
+func stop(servers ...*grpc.Server) {
+	var wg sync.WaitGroup
+	for _, g := range servers {
+		wg.Go(func() {
+			t := time.AfterFunc(stopTimeout, g.Stop)
+			defer t.Stop()
+			g.GracefulStop()
+		})
+	}
+	wg.Wait()
+}
 
 // Close releases everything without Run having been called. After Run it does
 // nothing.
-func (s *Server) Close() error { return nil }
+func (s *Server) Close() error {
+	s.closing.Do(func() {
+		var errs []error
+		closed := func(err error) {
+			if err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+		if s.tcp != nil {
+			closed(s.tcp.Close())
+		}
+		if s.admin != nil {
+			closed(s.admin.Close())
+		}
+		if s.store != nil {
+			closed(s.store.Close())
+		}
+		if s.dir != nil {
+			closed(s.dir.Close())
+		}
+		s.closed = errors.Join(errs...)
+	})
+	return s.closed
+}
 
 // Addr is the TCP address that is listened on, with its real port.
-func (s *Server) Addr() net.Addr { return nil }
+func (s *Server) Addr() net.Addr { return s.tcp.Addr() }
+
+// AdminSocket is the path of the admin socket.
+func (s *Server) AdminSocket() string { return s.cfg.AdminSocket }
 
 // Store is what the server keeps.
 func (s *Server) Store() *store.Store { return s.store }

@@ -1,0 +1,164 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors of the data directory and the admin socket that callers branch on.
+var (
+	// ErrInUse means that another server has the data directory or the socket.
+	ErrInUse = errors.New("in use by another server")
+	// ErrForeignOwner means that somebody else owns what only we should.
+	ErrForeignOwner = errors.New("owned by another user")
+)
+
+// dataDir is the locked directory that holds the database and the keys.
+type dataDir struct {
+	path string
+	lock *os.File
+}
+
+// openDataDir makes the directory when it is absent, refuses one that others
+// own or can enter, and locks it.
+func openDataDir(path string) (*dataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if fi.Mode()&os.ModeSymlink != 0 {
+		if fi, err = os.Stat(path); err != nil {
+			return nil, fmt.Errorf("data directory: %w", err)
+		}
+	}
+	if err := ownedByUs(path, fi); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if fi.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("data directory %s has mode %04o: other users could replace its files", path, fi.Mode().Perm())
+	}
+	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data directory %s: %w", path, ErrInUse)
+		}
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	return &dataDir{path, f}, nil
+}
+
+func (d *dataDir) file(name string) string { return filepath.Join(d.path, name) }
+
+// Close unlocks the directory. The lock file stays: removing it would let two
+// servers lock two different files of one name.
+func (d *dataDir) Close() error { return d.lock.Close() }
+
+func ownedByUs(path string, fi os.FileInfo) error {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s: no owner known", path)
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s: %w (uid %d, we are %d)", path, ErrForeignOwner, st.Uid, os.Geteuid())
+	}
+	return nil
+}
+
+// makeKey makes an ECDSA P-256 key and stores it under name, durable before
+// it returns. A file of that name must not exist.
+func (d *dataDir) makeKey(name string) (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	if err := d.writeNew(name, text); err != nil {
+		return nil, fmt.Errorf("store key %s: %w", name, err)
+	}
+	return key, nil
+}
+
+// readKey reads a key that makeKey stored.
+func (d *dataDir) readKey(name string) (*ecdsa.PrivateKey, error) {
+	path := d.file(name)
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("key file %s has mode %v: only its owner may have access", path, fi.Mode())
+	}
+	if err := ownedByUs(path, fi); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, fmt.Errorf("key file %s holds no PKCS #8 key", path)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("key file %s: %w", path, err)
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("key file %s holds no ECDSA P-256 key", path)
+	}
+	return key, nil
+}
+
+// writeNew writes a file that does not exist yet: all of it under its name, or
+// nothing.
+func (d *dataDir) writeNew(name string, data []byte) error {
+	f, err := os.CreateTemp(d.path, "."+name+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // its second name, once linked
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	// A link fails where a rename would replace: no key is ever overwritten.
+	if err := os.Link(f.Name(), d.file(name)); err != nil {
+		return err
+	}
+	return d.sync()
+}
+
+// sync makes the directory's names durable.
+func (d *dataDir) sync() error {
+	f, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
