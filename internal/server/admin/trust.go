@@ -55,12 +55,13 @@ func (s *Service) exportSigstore() (*adminv1.ExportTrustResponse, error) {
 }
 
 func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRequest) (*adminv1.ExportTrustResponse, error) {
+	// Compared in seconds: a huge number of them would wrap around.
+	if req.LifetimeSeconds < 0 || req.LifetimeSeconds > int64(maxTrustLifetime/time.Second) {
+		return nil, malformed("a lifetime of %d seconds", req.LifetimeSeconds)
+	}
 	lifetime := time.Duration(req.LifetimeSeconds) * time.Second
 	if lifetime == 0 {
 		lifetime = DefaultTrustLifetime
-	}
-	if req.LifetimeSeconds < 0 || lifetime < 0 || lifetime > maxTrustLifetime {
-		return nil, malformed("a lifetime of %d seconds", req.LifetimeSeconds)
 	}
 	now := s.now().UTC().Truncate(time.Second)
 	f := link.TrustFile{

@@ -1,0 +1,205 @@
+package admin
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/rootlink/rootlink/internal/server"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/svid"
+	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
+)
+
+func (f *fixture) export(t *testing.T, req *adminv1.ExportTrustRequest) (*link.Trust, *adminv1.ExportTrustResponse) {
+	t.Helper()
+	r, err := f.ExportTrust(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := link.ParseTrust(r.Document)
+	if err != nil {
+		t.Fatalf("the verifier does not read it: %v\n%s", err, r.Document)
+	}
+	return trust, r
+}
+
+func TestExportTrust(t *testing.T) {
+	f := newFixture(t)
+	good, bad := f.node(t, 0xa0), f.node(t, 0xb0)
+	ctx := t.Context()
+	if _, err := f.CapturePCRPolicy(ctx, &adminv1.CapturePCRPolicyRequest{AgentId: good, Name: "lab"}); err != nil {
+		t.Fatal(err)
+	}
+	f.entry(t, "spiffe://example.org/node/lab", "spiffe://example.org/spire/server", sels("tpmnode", "pcr_policy:lab")...)
+	f.entry(t, "spiffe://example.org/b", "spiffe://example.org/node/lab", sels("binary", toolA, recorder)...)
+	trust, r := f.export(t, &adminv1.ExportTrustRequest{})
+	file := trust.File()
+	if trust.Serial() != 1 || r.Serial != 1 || !trust.Issued().Equal(epoch) || !trust.Expires().Equal(epoch.Add(DefaultTrustLifetime)) {
+		t.Errorf("serial %d, %s to %s", trust.Serial(), trust.Issued(), trust.Expires())
+	}
+	if len(file.EK.Inventory) != 2 || file.EK.Inventory[hexOf(0xa0)] != good {
+		t.Errorf("inventory %v", file.EK.Inventory)
+	}
+	if len(file.Requirements) != 1 || len(file.PCRPolicies) != 1 || len(file.Revocations) != 0 {
+		t.Errorf("%+v", file)
+	}
+
+	// A banned node is revoked from the ban on, and stays in the inventory for
+	// what it signed before.
+	f.clock = epoch.Add(time.Hour)
+	if err := f.st.BanAgent(ctx, bad); err != nil {
+		t.Fatal(err)
+	}
+	f.clock = epoch.Add(2 * time.Hour)
+	if _, err := f.DeletePCRPolicy(ctx, &adminv1.DeletePCRPolicyRequest{Name: "lab"}); err != nil {
+		t.Fatal(err)
+	}
+	trust, _ = f.export(t, &adminv1.ExportTrustRequest{LifetimeSeconds: 60})
+	file = trust.File()
+	if len(file.Revocations) != 1 || file.Revocations[0].ID != hexOf(0xb0) || !file.Revocations[0].From.Equal(epoch.Add(time.Hour)) || file.Revocations[0].Always {
+		t.Errorf("revocations %+v", file.Revocations)
+	}
+	if len(file.EK.Inventory) != 2 {
+		t.Errorf("inventory %v", file.EK.Inventory)
+	}
+	// A deleted policy is gone for issuance, not for judging what it let through.
+	if len(file.PCRPolicies) != 1 || len(file.Requirements) != 1 || file.Requirements[0].PCRPolicies[0] != "lab" {
+		t.Errorf("policies %+v, requirements %+v", file.PCRPolicies, file.Requirements)
+	}
+	if !trust.Expires().Equal(f.clock.Add(time.Minute)) {
+		t.Errorf("expires %s", trust.Expires())
+	}
+
+	trust, _ = f.export(t, &adminv1.ExportTrustRequest{AnyNode: true})
+	if trust.File().EK.Inventory != nil {
+		t.Error("an inventory although any node was asked for")
+	}
+}
+
+func TestTrustSerialSurvivesARestart(t *testing.T) {
+	f := newFixture(t)
+	for want := uint64(1); want <= 3; want++ {
+		if trust, _ := f.export(t, &adminv1.ExportTrustRequest{}); trust.Serial() != want {
+			t.Errorf("serial %d, want %d", trust.Serial(), want)
+		}
+		f.open(t)
+	}
+	// The Sigstore part has no serial and spends none.
+	if _, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{Format: "sigstore"}); err != nil {
+		t.Fatal(err)
+	}
+	if trust, _ := f.export(t, &adminv1.ExportTrustRequest{}); trust.Serial() != 4 {
+		t.Errorf("serial %d", trust.Serial())
+	}
+}
+
+func TestAuthorityWindows(t *testing.T) {
+	f := newFixture(t)
+	retired := server.AuthorityInfo{
+		Certificate: testCA(t, "old"), State: svid.Retired,
+		PreparedAt: epoch.Add(-3 * time.Hour), ActivatedAt: epoch.Add(-2 * time.Hour), RetiredAt: epoch.Add(-time.Minute),
+	}
+	next := server.AuthorityInfo{Certificate: testCA(t, "next"), State: svid.Prepared, PreparedAt: epoch}
+	f.authorities = append([]server.AuthorityInfo{retired}, append(f.authorities, next)...)
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	as := trust.Authorities()
+	if len(as) != 3 {
+		t.Fatalf("%d authorities", len(as))
+	}
+	if !as[0].Start.Equal(retired.ActivatedAt) {
+		t.Errorf("a retired authority counts from %s", as[0].Start)
+	}
+	// The last step SVID that it signed must still be able to sign its step.
+	if end := as[0].End; end.Before(retired.RetiredAt.Add(server.MaxIssuerTTL)) || end.After(retired.RetiredAt.Add(server.MaxIssuerTTL+2*time.Second)) {
+		t.Errorf("a retired authority counts until %s", end)
+	}
+	if !as[1].End.IsZero() {
+		t.Errorf("the active authority ends at %s", as[1].End)
+	}
+	if !as[2].Start.Equal(epoch) || !as[2].End.IsZero() {
+		t.Errorf("the next authority counts from %s to %s", as[2].Start, as[2].End)
+	}
+}
+
+func TestExportExtras(t *testing.T) {
+	f := newFixture(t)
+	spki := testCA(t, "layout").RawSubjectPublicKeyInfo
+	revocations := func(td string) []byte {
+		b, err := link.RevocationsFile{TrustDomain: td, Issued: epoch, Revocations: []link.Revocation{
+			{Kind: link.RevokedExecutable, ID: hexOf(9), Always: true},
+		}}.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{
+		LayoutKeys:      []*adminv1.LayoutKey{{Name: "alice", SpkiDer: spki}},
+		RevocationsJson: revocations("example.org"),
+	})
+	file := trust.File()
+	if len(file.LayoutKeys) != 1 || file.LayoutKeys[0].Name != "alice" {
+		t.Errorf("layout keys %+v", file.LayoutKeys)
+	}
+	if len(file.Revocations) != 1 || file.Revocations[0].Kind != link.RevokedExecutable {
+		t.Errorf("revocations %+v", file.Revocations)
+	}
+	for name, req := range map[string]*adminv1.ExportTrustRequest{
+		"format":                   {Format: "yaml"},
+		"negative lifetime":        {LifetimeSeconds: -1},
+		"lifetime of a century":    {LifetimeSeconds: 100 * 365 * 24 * 3600},
+		"lifetime that overflows":  {LifetimeSeconds: 1 << 62},
+		"layout key":               {LayoutKeys: []*adminv1.LayoutKey{{Name: "x", SpkiDer: []byte("x")}}},
+		"foreign revocations":      {RevocationsJson: revocations("other.org")},
+		"revocations, unknown key": {RevocationsJson: []byte(strings.Replace(string(revocations("example.org")), `"always"`, `"allways"`, 1))},
+		"revocations, no format":   {RevocationsJson: []byte(`{}`)},
+	} {
+		_, err := f.ExportTrust(t.Context(), req)
+		if err == nil {
+			t.Errorf("%s: exported", name)
+			continue
+		}
+		wantCode(t, err, codes.InvalidArgument)
+	}
+}
+
+func TestExportWithoutEKTrustIsRefused(t *testing.T) {
+	f := newFixture(t)
+	f.roots = attest.EKRoots{}
+	_, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{})
+	wantCode(t, err, codes.FailedPrecondition)
+}
+
+func TestSigstorePart(t *testing.T) {
+	f := newFixture(t)
+	r, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{Format: "sigstore"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root struct {
+		MediaType              string `json:"mediaType"`
+		CertificateAuthorities []struct {
+			CertChain struct {
+				Certificates []struct {
+					RawBytes []byte `json:"rawBytes"`
+				} `json:"certificates"`
+			} `json:"certChain"`
+		} `json:"certificateAuthorities"`
+	}
+	if err := json.Unmarshal(r.Document, &root); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(root.MediaType, "application/vnd.dev.sigstore.trustedroot") || len(root.CertificateAuthorities) != 1 {
+		t.Fatalf("%+v", root)
+	}
+	c, err := x509.ParseCertificate(root.CertificateAuthorities[0].CertChain.Certificates[0].RawBytes)
+	if err != nil || !c.Equal(f.authorities[0].Certificate) {
+		t.Error(c, err)
+	}
+}
