@@ -104,6 +104,7 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 		if strings.HasSuffix(checks[i].ID, ".revocation") && checks[i].Outcome == attest.NotRun {
 			checks[i].Detail = "judged under revocation"
 		}
+		checks[i].ID = "attest." + checks[i].ID
 	}
 	v.sub = checks
 	if err != nil {
@@ -267,7 +268,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 			p := &revisions[i]
 			profile, err := p.Match(v.verified.PCRs(), v.verified.NonceTime())
 			if err != nil {
-				reasons = append(reasons, fmt.Errorf("%s revision %d: %w", name, p.Revision, err))
+				reasons = append(reasons, err)
 				continue
 			}
 			v.out.Chain.Quote.Policy = &PolicyInfo{Name: name, Revision: p.Revision, Profile: profile}
@@ -275,7 +276,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 			return fmt.Sprintf("%s revision %d, profile %s", name, p.Revision, profile), nil
 		}
 	}
-	return "", fmt.Errorf("the machine's boot state meets no PCR policy: %w", errors.Join(reasons...))
+	return "", fmt.Errorf("the machine's boot state meets none of the PCR policies asked for: %w", errors.Join(reasons...))
 }
 
 func (v *linkVerifier) requiredTier() (string, error) {
