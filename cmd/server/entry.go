@@ -130,21 +130,11 @@ func entryCreate(at *location) *cobra.Command {
 
 // adviseEntry says what a person who wrote an entry may not have meant.
 func adviseEntry(c *cobra.Command, e *types.Entry) {
-	tool, recorder, unprotected := false, false, false
 	for _, s := range e.Selectors {
-		if s.Type == "binary" {
-			tool = tool || strings.HasPrefix(s.Value, "tool:")
-			recorder = recorder || strings.HasPrefix(s.Value, "recorder:")
-			unprotected = unprotected || strings.HasPrefix(s.Value, "recorder_unprotected:")
+		if s.Type == "binary" && strings.HasPrefix(s.Value, "recorder_unprotected:") {
+			note(c, "an unprotected recorder can be imitated by any process of the same user; reports will say so")
+			return
 		}
-	}
-	switch {
-	case tool && !recorder && !unprotected:
-		note(c, "the entry names a tool but no recorder, so no build step gets this identity; add --selector binary:recorder:sha256:HEX")
-	case !tool && (recorder || unprotected):
-		note(c, "the entry names a recorder but no tool, so no build step gets this identity; add --selector binary:tool:sha256:HEX")
-	case unprotected:
-		note(c, "an unprotected recorder can be imitated by any process of the same user; reports will say so")
 	}
 }
 

@@ -169,6 +169,10 @@ func explainStart(err error, cfg server.Config) error {
 	switch {
 	case errors.Is(err, server.ErrConfig):
 		code, hint = cli.ExitUsage, "see `"+program+" run --help`"
+	case errors.Is(err, server.ErrInUse):
+		hint = "stop the other server, or give this one its own --data-dir and --admin-socket"
+	case errors.Is(err, server.ErrForeignOwner):
+		hint = "run the server as that user, or name a directory of its own with --data-dir"
 	case errors.Is(err, syscall.EADDRINUSE):
 		hint = "another program listens there; choose another address with --listen, port 0 picks a free one"
 	case errors.Is(err, fs.ErrPermission):

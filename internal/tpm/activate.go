@@ -49,7 +49,7 @@ func (s *state) activate(blob, encryptedSecret []byte) ([]byte, error) {
 			CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
 			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encryptedSecret},
 		}.Execute(s.conn)
-		done()
+		done(err)
 		return err
 	})
 	if err != nil {
@@ -64,16 +64,18 @@ func (s *state) activate(blob, encryptedSecret []byte) ([]byte, error) {
 }
 
 // ekSession starts a policy session that satisfies the EK's authPolicy. done
-// ends it.
-func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(), err error) {
+// takes the outcome of the command that used it: the TPM ends the session itself
+// only after success.
+func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(error), err error) {
 	sess, end, err := tpm2.PolicySession(s.conn, spec.policy.hash, 16)
 	if err != nil {
 		return nil, nil, fmt.Errorf("policy session: %w", err)
 	}
-	finish := func() {
-		if err := end(); err != nil && !isConnError(err) {
-			s.d.log.Warn("cannot end a TPM session", "error", err)
-			s.fresh = true
+	finish := func(error) {
+		if s.conn != nil {
+			if err := end(); err != nil && isConnError(err) {
+				s.drop()
+			}
 		}
 	}
 	if _, err := (tpm2.PolicySecret{
@@ -81,7 +83,7 @@ func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(), err err
 		PolicySession: sess.Handle(),
 		NonceTPM:      sess.NonceTPM(),
 	}).Execute(s.conn); err != nil {
-		finish()
+		finish(err)
 		return nil, nil, hierarchy("endorsement authorization", err)
 	}
 	if spec.policy.or != nil {
@@ -89,7 +91,7 @@ func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(), err err
 			PolicySession: sess.Handle(),
 			PHashList:     tpm2.TPMLDigest{Digests: spec.policy.or},
 		}).Execute(s.conn); err != nil {
-			finish()
+			finish(err)
 			return nil, nil, fmt.Errorf("EK policy: %w", err)
 		}
 	}

@@ -148,9 +148,7 @@ func (l *LinkResult) hardware(svid *node) {
 	c := l.Chain
 	q := c.Quote
 	policy := "boot state NOT JUDGED by a PCR policy"
-	if l.failed("requirement.pcr_policy") {
-		policy = "boot state MEETS NO PCR POLICY asked for"
-	} else if q.Policy != nil {
+	if q.Policy != nil {
 		policy = fmt.Sprintf("PCR policy %s revision %d, profile %s", Clean(q.Policy.Name), q.Policy.Revision, Clean(q.Policy.Profile))
 	}
 	notes := []string{policy}
@@ -175,10 +173,6 @@ func (l *LinkResult) hardware(svid *node) {
 	}
 }
 
-func (l *LinkResult) failed(id string) bool {
-	return slices.ContainsFunc(l.Checks, func(c attest.Check) bool { return c.ID == id && c.Outcome == attest.Failed })
-}
-
 func (l *LinkResult) prose(b *strings.Builder) {
 	if len(l.ProvedByTPM) > 0 {
 		fmt.Fprintf(b, "\nProved by the TPM%s\n", map[bool]string{true: " (a SOFTWARE TPM: as good as its host)"}[l.SoftwareTPM])
@@ -187,13 +181,13 @@ func (l *LinkResult) prose(b *strings.Builder) {
 		}
 	}
 	if len(l.TakenOnWordOf) > 0 {
-		fmt.Fprintln(b, "\nTaken on somebody's word")
+		fmt.Fprintln(b, "\nTaken on the word of")
 		for _, w := range l.TakenOnWordOf {
 			same := ""
 			if w.SameOperator {
 				same = " (same operator as the SVID authority)"
 			}
-			fmt.Fprintf(b, "  · %s: %s%s\n", Clean(w.What), Clean(w.Who), same)
+			fmt.Fprintf(b, "  · %s%s: %s\n", Clean(w.Who), same, Clean(w.What))
 		}
 	}
 }
@@ -218,11 +212,7 @@ func (r *Result) listChecks(b *strings.Builder) {
 	}
 	show("", r.Checks)
 	for _, l := range r.Links {
-		where := ""
-		if len(r.Links) > 1 {
-			where = Clean(l.Name) + " "
-		}
-		show(where, l.Checks)
+		show(Clean(l.Name)+" ", l.Checks)
 	}
 }
 

@@ -37,7 +37,23 @@ func (s *Service) capture(ctx context.Context, req *adminv1.CapturePCRPolicyRequ
 	for _, p := range req.Pcrs {
 		sel = append(sel, attest.PCRSelection{Bank: p.Bank, Indices: p.Indices})
 	}
-	profile, notes, err := policy.Capture(req.Profile, agent.Attestation.PCRs, sel, fromUnix(req.NotBefore), fromUnix(req.NotAfter))
+	var notes []string
+	made, err := s.store.PutPCRPolicy(ctx, req.Name, func(current *attest.PCRPolicy) ([]attest.PCRProfile, error) {
+		if current != nil && !req.AddProfile {
+			return nil, fmt.Errorf("PCR policy %q %w", req.Name, errExists)
+		}
+		name := req.Profile
+		if name == "" {
+			name = freeName(current, agent.ID)
+		}
+		var profile attest.PCRProfile
+		var err error
+		profile, notes, err = policy.Capture(name, agent.Attestation.PCRs, sel, fromUnix(req.NotBefore), fromUnix(req.NotAfter))
+		if err != nil {
+			return nil, err
+		}
+		return policy.AddProfile(current, profile)
+	})
 	if errors.Is(err, policy.ErrNotQuoted) {
 		err = fmt.Errorf("%w (it quoted %s)", err, quoted(agent.Attestation.PCRs))
 	}
@@ -47,18 +63,6 @@ func (s *Service) capture(ctx context.Context, req *adminv1.CapturePCRPolicyRequ
 	notes = append([]string{"the values are those of " + agent.Attestation.At.UTC().Format(time.RFC3339)}, notes...)
 	if agent.Attestation.Software {
 		notes = append(notes, "that agent has a SOFTWARE TPM: whoever controls its host can make it show any values")
-	}
-	made, err := s.store.PutPCRPolicy(ctx, req.Name, func(current *attest.PCRPolicy) ([]attest.PCRProfile, error) {
-		if current != nil && !req.AddProfile {
-			return nil, fmt.Errorf("PCR policy %q %w", req.Name, errExists)
-		}
-		if profile.Name == "" {
-			profile.Name = freeName(current, agent.ID)
-		}
-		return policy.AddProfile(current, profile)
-	})
-	if err != nil {
-		return nil, err
 	}
 	out, err := policyMessage(*made)
 	return &adminv1.CapturePCRPolicyResponse{Policy: out, Notes: notes}, err

@@ -88,7 +88,7 @@ func toStatus(err error) error {
 		code = codes.AlreadyExists
 	case errors.Is(err, errNoValues), errors.Is(err, errNothing), errors.Is(err, policy.ErrNotQuoted):
 		code = codes.FailedPrecondition
-	case errors.Is(err, errMalformed), errors.Is(err, policy.ErrResettable):
+	case errors.Is(err, errMalformed), errors.Is(err, policy.ErrResettable), errors.Is(err, attest.ErrPCRPolicy):
 		code = codes.InvalidArgument
 	case errors.Is(err, store.ErrUnknownState), errors.Is(err, store.ErrClosed):
 		code = codes.Unavailable
