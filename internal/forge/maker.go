@@ -1,10 +1,12 @@
 package forge
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -133,4 +135,36 @@ func KeyHash(tb testing.TB, key crypto.PublicKey) [32]byte {
 		tb.Fatal(err)
 	}
 	return h
+}
+
+// Relabel returns c signed again by the maker's intermediate, with another
+// algorithm identifier on its key.
+func (m *Maker) Relabel(tb testing.TB, c *x509.Certificate, alg asn1.ObjectIdentifier) []byte {
+	tb.Helper()
+	// The algorithm identifiers have one length, so that no length changes.
+	old, err := asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	relabelled, err := asn1.Marshal(alg)
+	if err != nil || len(old) != len(relabelled) {
+		tb.Fatal("algorithm identifier of another length", err)
+	}
+	tbs := bytes.Replace(c.RawTBSCertificate, old, relabelled, 1)
+	d := sha256.Sum256(tbs)
+	sig, err := m.intermediateKey.Sign(rand.Reader, d[:], crypto.SHA256)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	der, err := asn1.Marshal(struct {
+		TBS asn1.RawValue
+		Alg pkix.AlgorithmIdentifier
+		Sig asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs},
+		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}},
+		asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return der
 }

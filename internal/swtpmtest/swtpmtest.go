@@ -5,6 +5,7 @@ package swtpmtest
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -217,6 +219,37 @@ func (s *TPM) Extend(pcr uint32, digest [32]byte) {
 		}.Execute(c)
 		return err
 	})
+}
+
+// AllocateBanks leaves only the named PCR banks enabled and reboots.
+func (s *TPM) AllocateBanks(banks ...string) {
+	s.t.Helper()
+	s.Do(func(c Sender) error {
+		// go-tpm lacks TPM2_PCR_Allocate.
+		cmd := []byte{
+			0x80, 0x02, 0, 0, 0, 0, 0, 0, 0x01, 0x2b, // TPM_ST_SESSIONS, size, command
+			0x40, 0, 0, 0x0c, // TPM_RH_PLATFORM
+			0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0, // empty password
+			0, 0, 0, 4,
+		}
+		for _, b := range []struct {
+			name string
+			alg  byte
+		}{{"sha1", 0x04}, {"sha256", 0x0b}, {"sha384", 0x0c}, {"sha512", 0x0d}} {
+			bits := byte(0)
+			if slices.Contains(banks, b.name) {
+				bits = 0xff
+			}
+			cmd = append(cmd, 0, b.alg, 3, bits, bits, bits)
+		}
+		binary.BigEndian.PutUint32(cmd[2:], uint32(len(cmd)))
+		rsp, err := c.Send(cmd)
+		if err == nil && !bytes.Equal(rsp[6:10], make([]byte, 4)) {
+			err = fmt.Errorf("TPM2_PCR_Allocate: response code %x", rsp[6:10])
+		}
+		return err
+	})
+	s.Restart()
 }
 
 // Lockout brings the TPM into dictionary-attack lockout.

@@ -49,7 +49,7 @@ func (s *state) activate(blob, encryptedSecret []byte) ([]byte, error) {
 			CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
 			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encryptedSecret},
 		}.Execute(s.conn)
-		done(err)
+		done()
 		return err
 	})
 	if err != nil {
@@ -64,18 +64,16 @@ func (s *state) activate(blob, encryptedSecret []byte) ([]byte, error) {
 }
 
 // ekSession starts a policy session that satisfies the EK's authPolicy. done
-// takes the outcome of the command that used it: the TPM ends the session itself
-// only after success.
-func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(error), err error) {
+// ends it.
+func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(), err error) {
 	sess, end, err := tpm2.PolicySession(s.conn, spec.policy.hash, 16)
 	if err != nil {
 		return nil, nil, fmt.Errorf("policy session: %w", err)
 	}
-	finish := func(error) {
-		if s.conn != nil {
-			if err := end(); err != nil && isConnError(err) {
-				s.drop()
-			}
+	finish := func() {
+		if err := end(); err != nil && !isConnError(err) {
+			s.d.log.Warn("cannot end a TPM session", "error", err)
+			s.fresh = true
 		}
 	}
 	if _, err := (tpm2.PolicySecret{
@@ -83,7 +81,7 @@ func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(error), er
 		PolicySession: sess.Handle(),
 		NonceTPM:      sess.NonceTPM(),
 	}).Execute(s.conn); err != nil {
-		finish(err)
+		finish()
 		return nil, nil, hierarchy("endorsement authorization", err)
 	}
 	if spec.policy.or != nil {
@@ -91,7 +89,7 @@ func (s *state) ekSession(spec *ekSpec) (sess tpm2.Session, done func(error), er
 			PolicySession: sess.Handle(),
 			PHashList:     tpm2.TPMLDigest{Digests: spec.policy.or},
 		}).Execute(s.conn); err != nil {
-			finish(err)
+			finish()
 			return nil, nil, fmt.Errorf("EK policy: %w", err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -179,8 +180,8 @@ func (s *state) makeAK() (*akFile, error) {
 	loadedParent := par.handle
 	defer func() { s.flush(loadedParent) }()
 
-	f := &akFile{Version: akFileVersion, Auth: make([]byte, 32), ParentName: slices.Clone(par.name.Buffer)}
-	if _, err := rand.Read(f.Auth); err != nil {
+	f := &akFile{Version: akFileVersion, ParentName: slices.Clone(par.name.Buffer)}
+	if f.Auth, err = newAuth(rand.Reader); err != nil {
 		return nil, err
 	}
 	created, err := tpm2.Create{
@@ -227,6 +228,21 @@ func (s *state) makeAK() (*akFile, error) {
 	s.ak = f
 	s.d.log.Info("made an attestation key", "name", fmt.Sprintf("%x", f.name))
 	return f, nil
+}
+
+// newAuth makes an authorization value without zero bytes. go-tpm computes the
+// HMAC of a session over the value up to its first zero byte, where the TPM
+// drops trailing ones only, so that one value in nine would never authorise.
+func newAuth(random io.Reader) ([]byte, error) {
+	auth := make([]byte, 32) // 255.8 bits
+	for i := range auth {
+		for auth[i] == 0 {
+			if _, err := io.ReadFull(random, auth[i:i+1]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return auth, nil
 }
 
 // handle authorises the use of the AK by HMAC, so that its authorization value

@@ -25,8 +25,9 @@ const (
 
 // conn is one connection to a TPM. Only the owner goroutine uses it.
 type conn struct {
-	t   wire
-	ctx context.Context // of the running job; a command ends with it
+	t      wire
+	ctx    context.Context // of the running job; a command ends with it
+	broken error           // what lost the connection; it answers nothing any more
 }
 
 // wire moves one command and its response.
@@ -64,10 +65,14 @@ func dial(ctx context.Context, a Address) (*conn, error) {
 // Send implements transport.TPM. It waits and sends again when the TPM asks for
 // that: the command was not executed, so nothing is done twice.
 func (c *conn) Send(cmd []byte) ([]byte, error) {
+	if c.broken != nil {
+		return nil, &connError{c.broken}
+	}
 	wait := retryFirst
 	for {
 		rsp, err := c.t.roundTrip(c.ctx, cmd)
 		if err != nil {
+			c.broken = err
 			return nil, &connError{err}
 		}
 		switch tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:headerSize])) {

@@ -20,7 +20,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -57,10 +56,10 @@ type Device struct {
 	log  *slog.Logger
 	lock *os.File // held on the data directory; nil without one
 
-	jobs chan *job
-	quit chan struct{}
-	done chan struct{}
-	once sync.Once
+	jobs    chan *job
+	closing context.Context // done once Close is called
+	close   context.CancelFunc
+	done    chan struct{} // closed when the owner has ended
 }
 
 // job is one operation. It owns the connection while it runs.
@@ -84,16 +83,14 @@ type state struct {
 }
 
 // Open checks the address, that nobody else can open the device, and locks the
-// data directory. It does not talk to the TPM: a TPM that is away now may come.
+// data directory. It does not talk to the TPM, which may be busy or restarting.
 func Open(o Options) (*Device, error) {
 	addr, err := ParseAddress(o.Address)
 	if err != nil {
 		return nil, err
 	}
-	if !o.AllowSharedDevice {
-		if err := checkExclusive(addr); err != nil {
-			return nil, err
-		}
+	if err := checkDevice(addr, o.AllowSharedDevice); err != nil {
+		return nil, err
 	}
 	if len(o.EKTypes) == 0 {
 		o.EKTypes = DefaultEKTypes()
@@ -108,10 +105,12 @@ func Open(o Options) (*Device, error) {
 	}
 	d := &Device{
 		addr: addr, opts: o, log: o.Log.With("tpm", addr.String()),
-		jobs: make(chan *job), quit: make(chan struct{}), done: make(chan struct{}),
+		jobs: make(chan *job), done: make(chan struct{}),
 	}
+	d.closing, d.close = context.WithCancel(context.Background())
 	if o.DataDir != "" {
 		if d.lock, err = lockDataDir(o.DataDir); err != nil {
+			d.close()
 			return nil, err
 		}
 	}
@@ -119,10 +118,10 @@ func Open(o Options) (*Device, error) {
 	return d, nil
 }
 
-// Close waits for the running operation, flushes what is loaded and releases
-// the data directory.
+// Close ends the running operation, flushes what is loaded and releases the
+// data directory.
 func (d *Device) Close() error {
-	d.once.Do(func() { close(d.quit) })
+	d.close()
 	<-d.done
 	return nil
 }
@@ -146,7 +145,7 @@ func (d *Device) own() {
 		case j := <-d.jobs:
 			j.done <- st.perform(j)
 			continue
-		case <-d.quit:
+		case <-d.closing.Done():
 			return
 		default:
 		}
@@ -154,7 +153,7 @@ func (d *Device) own() {
 		select {
 		case j := <-d.jobs:
 			j.done <- st.perform(j)
-		case <-d.quit:
+		case <-d.closing.Done():
 			return
 		}
 	}
@@ -175,7 +174,7 @@ func do[T any](ctx context.Context, d *Device, what string, fn func(*state) (T, 
 	}}
 	select {
 	case d.jobs <- j:
-	case <-d.quit:
+	case <-d.closing.Done():
 		return zero, ErrClosed
 	case <-ctx.Done():
 		return zero, fmt.Errorf("%s: waiting for the TPM: %w", what, ctx.Err())
@@ -196,29 +195,34 @@ func do[T any](ctx context.Context, d *Device, what string, fn func(*state) (T, 
 // TPM refuses, or the context ends. Every operation may be run twice: none
 // changes the TPM.
 func (s *state) perform(j *job) error {
+	ctx, cancel := context.WithCancelCause(j.ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.d.closing, func() { cancel(ErrClosed) })()
 	wait := retryFirst
 	for {
-		if err := j.ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		err := s.connect(j.ctx)
+		err := s.connect(ctx)
 		if err == nil {
-			s.conn.ctx = j.ctx
 			err = s.guarded(j.run)
 		}
 		switch {
 		case err == nil:
+			if s.conn.broken != nil {
+				s.drop()
+			}
 			return nil
 		case outOfSlots(err) && s.d.addr.exclusive() && !s.fresh:
 			// Somebody (a tool that was killed) left the slots full.
 			s.distrust()
 		case isConnError(err):
 			s.drop()
-			if cerr := j.ctx.Err(); cerr != nil {
-				return fmt.Errorf("%w: %w", cerr, err)
+			if ctx.Err() != nil {
+				return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 			}
-			if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-				return err // will not mend itself within this operation
+			if errors.Is(err, os.ErrPermission) {
+				return err // will not mend itself
 			}
 			s.d.log.Debug("connection to the TPM failed, trying again", "error", err)
 		default:
@@ -226,10 +230,8 @@ func (s *state) perform(j *job) error {
 			return err
 		}
 		select {
-		case <-j.ctx.Done():
-			return fmt.Errorf("%w: %w", j.ctx.Err(), err)
-		case <-s.d.quit:
-			return fmt.Errorf("%w: %w", ErrClosed, err)
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, retryLongest)

@@ -17,11 +17,15 @@ import (
 // access does not make the device shared.
 const stackAccount = "tss"
 
-// checkExclusive fails unless only root, this process's user and the TPM
-// software stack's account can open the TPM. Who can open it can quote with a
-// key of their own and, knowing the AK's authorization, as this node.
-func checkExclusive(a Address) error {
+// checkDevice fails when there is no device. Unless shared is allowed it also
+// fails when others than root, this process's user and the TPM software stack's
+// account can open it: who can open it can quote with keys of their own and,
+// knowing the AK's authorization, as this node.
+func checkDevice(a Address, shared bool) error {
 	if a.kind == KindTCP {
+		if shared {
+			return nil
+		}
 		return fmt.Errorf("%w: any user of this host can connect to %s", ErrShared, a)
 	}
 	fi, err := os.Stat(a.path)
@@ -34,6 +38,9 @@ func checkExclusive(a Address) error {
 	}
 	if fi.Mode()&want != want {
 		return fmt.Errorf("%w: %s is not %s", ErrUnreachable, a.path, what)
+	}
+	if shared {
+		return nil
 	}
 	acc, err := readAccounts()
 	if err != nil {

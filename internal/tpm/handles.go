@@ -30,19 +30,14 @@ func (s *state) handles(first tpm2.TPMHandle, limit int) ([]tpm2.TPMHandle, erro
 		if err != nil {
 			return nil, err
 		}
-		for _, h := range list.Handle {
-			// The TPM goes on into the same type only, but trust no list length.
-			if h>>24 != first>>24 || h < next {
-				return all, nil
-			}
-			all = append(all, h)
-		}
-		if !rsp.MoreData || len(list.Handle) == 0 {
+		all = append(all, list.Handle...)
+		// Lists of sessions mix handles of type 0x02 and 0x03, and are short.
+		if !rsp.MoreData || len(list.Handle) == 0 || all[len(all)-1] < next {
 			break
 		}
 		next = all[len(all)-1] + 1
 	}
-	return all, nil
+	return all[:min(len(all), limit)], nil
 }
 
 // flushLeftovers empties the TPM of objects and sessions that nobody owns.
@@ -54,8 +49,6 @@ func (s *state) flushLeftovers() error {
 			return err
 		}
 		for _, h := range list {
-			// Saved sessions are listed as 0x03 but flushed by their own handle,
-			// whose type byte is 0x02 or 0x03; the TPM looks at the low bytes.
 			if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(s.conn); err != nil {
 				if isConnError(err) {
 					return err
@@ -75,14 +68,13 @@ func (s *state) flushLeftovers() error {
 // flush unloads h. A failure is not the operation's: at worst the slot is taken
 // until the next connection finds it.
 func (s *state) flush(h tpm2.TPMHandle) {
-	if h == 0 || s.conn == nil {
+	if h == 0 {
 		return
 	}
 	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(s.conn)
 	switch {
 	case err == nil:
-	case isConnError(err):
-		s.drop()
+	case isConnError(err): // nothing more can be done on it, and perform drops it
 	case errors.Is(err, tpm2.TPMRCHandle), errors.Is(err, tpm2.TPMRCReferenceH0):
 		// Gone already: the TPM was reset.
 	default:

@@ -29,16 +29,6 @@ func bankAlg(name string) (tpm2.TPMIAlgHash, error) {
 	return 0, fmt.Errorf("%w: unknown bank %q", ErrBankDisabled, name)
 }
 
-// DefaultPCRs is what is quoted when nobody asks for something else: the boot
-// chain, without the PCRs that programs can reset.
-func DefaultPCRs() []attest.PCRSelection {
-	sel := attest.PCRSelection{Bank: "sha256"}
-	for i := range uint32(16) {
-		sel.Indices = append(sel.Indices, i)
-	}
-	return []attest.PCRSelection{sel}
-}
-
 // NormalizePCRs checks a selection and puts it into the one order used here:
 // banks as in TPM_ALG_ID order, each once, indices ascending, each once.
 func NormalizePCRs(sel []attest.PCRSelection) ([]attest.PCRSelection, error) {

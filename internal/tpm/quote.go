@@ -70,8 +70,8 @@ func (d *Device) quote(ctx context.Context, sel []attest.PCRSelection, extraData
 	return do(ctx, d, "quote", func(s *state) (*Quoted, error) {
 		if s.d.opts.QuoteLatency > 0 {
 			select {
-			case <-ctx.Done():
-				return nil, ctx.Err()
+			case <-s.conn.ctx.Done():
+				return nil, context.Cause(s.conn.ctx)
 			case <-time.After(s.d.opts.QuoteLatency):
 			}
 		}

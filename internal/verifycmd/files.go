@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
@@ -41,7 +39,7 @@ func readTrust(path string, revocations []string) (*link.Trust, error) {
 }
 
 // readInputs tells bundles from artifacts and reads both.
-func readInputs(cmd *cobra.Command, in *link.Input, args []string) error {
+func readInputs(in *link.Input, args []string) error {
 	seen := map[string]bool{}
 	for _, name := range args {
 		raw, err := readBundle(name)

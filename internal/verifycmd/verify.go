@@ -20,7 +20,9 @@ type verifyOptions struct {
 }
 
 // VerifyCommand returns `rootlink verify`.
-func VerifyCommand() *cobra.Command {
+func VerifyCommand() *cobra.Command { return verifyCommand(time.Now) }
+
+func verifyCommand(clock func() time.Time) *cobra.Command {
 	var o verifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify --trust FILE (--identity PATTERN | --layout FILE) BUNDLE... [ARTIFACT...]",
@@ -40,7 +42,7 @@ cryptographic check failed, 4 a policy was not met.`,
 		Example: `  rootlink verify --trust trust.json --identity 'spiffe://example.org/build/*' \
       hello` + link.BundleSuffix + ` hello`,
 		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error { return verify(cmd, o, args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return verify(cmd, o, clock(), args) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.trust, "trust", "", "trust.json, as `rootlink-server trust export` writes it")
@@ -74,7 +76,7 @@ func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
 	return notBefore, nil
 }
 
-func verify(cmd *cobra.Command, o verifyOptions, args []string) error {
+func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) error {
 	notBefore, err := o.check(args)
 	if err != nil {
 		return err
@@ -84,7 +86,7 @@ func verify(cmd *cobra.Command, o verifyOptions, args []string) error {
 		return err
 	}
 	in := link.Input{Identity: o.identity, NotBefore: notBefore}
-	if err := readInputs(cmd, &in, args); err != nil {
+	if err := readInputs(&in, args); err != nil {
 		return err
 	}
 	state, err := openState(o.state, trust)
@@ -93,7 +95,6 @@ func verify(cmd *cobra.Command, o verifyOptions, args []string) error {
 	}
 	defer state.close()
 	in.LeastSerial = state.least
-	now := time.Now()
 	res, verdict := link.Verify(in, trust, now)
 	// Remembered only once trust.json itself was found good: a file that is
 	// expired or rolled back must not lock out the right one.

@@ -17,7 +17,12 @@ type field struct {
 	value any    // view, []view, []string, or what JSON and fmt both print well
 }
 
-func (v *view) add(name string, value any) { *v = append(*v, field{name, value}) }
+func (v *view) add(name string, value any) {
+	if list, ok := value.([]string); ok && list == nil {
+		value = []string{} // [] in JSON, not null
+	}
+	*v = append(*v, field{name, value})
+}
 
 // addIf leaves empty strings out.
 func (v *view) addIf(name, value string) {

@@ -48,15 +48,13 @@ func (v *linkVerifier) words() {
 	out.TakenOnWordOf = append(out.TakenOnWordOf,
 		Word{What: "AK and EK live in one TPM, which is what it says it is", Who: "attestation CA " + c.AK.CertifiedBy, SameOperator: same},
 		Word{What: "the nonce's time", Who: "SVID authority " + c.SVID.Authority, SameOperator: true},
-		Word{What: "the signing time", Who: "nobody: judged by the verifier's own clock"},
-		Word{What: "tool and recorder hashes", Who: "the agent on that machine, as honest as its boot state and its root user"},
+		Word{What: "the signing time", Who: "nobody, the verifier's own clock is used"},
+		Word{What: "tool and recorder hashes", Who: "the agent on that machine, which is as honest as its boot state and its root user"},
 	)
 	if c.EK.Basis == "allow_list" {
 		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the EK is a real TPM's", Who: "the allow-list in trust.json"})
 	}
-	if c.Quote.Policy == nil {
-		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the boot state is a good one", Who: "nobody: it was not judged"})
-	} else {
+	if c.Quote.Policy != nil {
 		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the boot state is a good one", Who: "the author of PCR policy " + c.Quote.Policy.Name + " in trust.json"})
 	}
 }

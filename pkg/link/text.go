@@ -148,7 +148,9 @@ func (l *LinkResult) hardware(svid *node) {
 	c := l.Chain
 	q := c.Quote
 	policy := "boot state NOT JUDGED by a PCR policy"
-	if q.Policy != nil {
+	if l.failed("requirement.pcr_policy") {
+		policy = "boot state MEETS NO PCR POLICY asked for"
+	} else if q.Policy != nil {
 		policy = fmt.Sprintf("PCR policy %s revision %d, profile %s", Clean(q.Policy.Name), q.Policy.Revision, Clean(q.Policy.Profile))
 	}
 	notes := []string{policy}
@@ -173,6 +175,10 @@ func (l *LinkResult) hardware(svid *node) {
 	}
 }
 
+func (l *LinkResult) failed(id string) bool {
+	return slices.ContainsFunc(l.Checks, func(c attest.Check) bool { return c.ID == id && c.Outcome == attest.Failed })
+}
+
 func (l *LinkResult) prose(b *strings.Builder) {
 	if len(l.ProvedByTPM) > 0 {
 		fmt.Fprintf(b, "\nProved by the TPM%s\n", map[bool]string{true: " (a SOFTWARE TPM: as good as its host)"}[l.SoftwareTPM])
@@ -181,13 +187,13 @@ func (l *LinkResult) prose(b *strings.Builder) {
 		}
 	}
 	if len(l.TakenOnWordOf) > 0 {
-		fmt.Fprintln(b, "\nTaken on the word of")
+		fmt.Fprintln(b, "\nTaken on somebody's word")
 		for _, w := range l.TakenOnWordOf {
 			same := ""
 			if w.SameOperator {
 				same = " (same operator as the SVID authority)"
 			}
-			fmt.Fprintf(b, "  · %s%s: %s\n", Clean(w.Who), same, Clean(w.What))
+			fmt.Fprintf(b, "  · %s: %s%s\n", Clean(w.What), Clean(w.Who), same)
 		}
 	}
 }
@@ -212,7 +218,11 @@ func (r *Result) listChecks(b *strings.Builder) {
 	}
 	show("", r.Checks)
 	for _, l := range r.Links {
-		show(Clean(l.Name)+" ", l.Checks)
+		where := ""
+		if len(r.Links) > 1 {
+			where = Clean(l.Name) + " "
+		}
+		show(where, l.Checks)
 	}
 }
 

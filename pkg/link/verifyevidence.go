@@ -99,6 +99,13 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 		RequiredPCRs:   []attest.PCRSelection{{Bank: quotedBank(v.evidence), Indices: bootPCRs}},
 		EventLog:       v.in.EventLog,
 	})
+	for i := range checks {
+		// Revocations are policy, and judged as one check of their own.
+		if strings.HasSuffix(checks[i].ID, ".revocation") && checks[i].Outcome == attest.NotRun {
+			checks[i].Detail = "judged under revocation"
+		}
+		checks[i].ID = "attest." + checks[i].ID
+	}
 	v.sub = checks
 	if err != nil {
 		return "", err
@@ -261,7 +268,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 			p := &revisions[i]
 			profile, err := p.Match(v.verified.PCRs(), v.verified.NonceTime())
 			if err != nil {
-				reasons = append(reasons, fmt.Errorf("%s revision %d: %w", name, p.Revision, err))
+				reasons = append(reasons, err)
 				continue
 			}
 			v.out.Chain.Quote.Policy = &PolicyInfo{Name: name, Revision: p.Revision, Profile: profile}
@@ -269,7 +276,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 			return fmt.Sprintf("%s revision %d, profile %s", name, p.Revision, profile), nil
 		}
 	}
-	return "", fmt.Errorf("the machine's boot state meets no PCR policy: %w", errors.Join(reasons...))
+	return "", fmt.Errorf("the machine's boot state meets none of the PCR policies asked for: %w", errors.Join(reasons...))
 }
 
 func (v *linkVerifier) requiredTier() (string, error) {

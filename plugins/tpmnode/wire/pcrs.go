@@ -11,8 +11,8 @@ import (
 	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
 )
 
-// MaxPCR is the number of PCRs in a bank.
-const MaxPCR = 24
+// NumPCRs is the number of PCRs in a bank.
+const NumPCRs = 24
 
 // bankSize is the digest size in bytes of each bank we know.
 var bankSize = map[string]int{"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
@@ -71,7 +71,7 @@ func Normalize(sel []attest.PCRSelection) ([]attest.PCRSelection, error) {
 			return nil, malformed("selection of no PCR in bank %s", s.Bank)
 		}
 		for _, i := range s.Indices {
-			if i >= MaxPCR {
+			if i >= NumPCRs {
 				return nil, malformed("PCR %d does not exist", i)
 			}
 		}
@@ -109,7 +109,7 @@ func SelectionsFromProto(in []*tpmv1.PCRSelection) ([]attest.PCRSelection, error
 		if slices.ContainsFunc(sel, func(o attest.PCRSelection) bool { return o.Bank == s.GetBank() }) {
 			return nil, malformed("PCR bank %q is selected twice", s.GetBank())
 		}
-		if len(s.GetIndices()) > MaxPCR {
+		if len(s.GetIndices()) > NumPCRs {
 			return nil, malformed("%d PCRs in bank %q", len(s.GetIndices()), s.GetBank())
 		}
 		sel = append(sel, attest.PCRSelection{Bank: s.GetBank(), Indices: s.GetIndices()})
@@ -137,13 +137,13 @@ func BanksFromProto(in []*tpmv1.PCRBank) ([]attest.PCRBank, error) {
 		switch {
 		case !ok:
 			return nil, malformed("unknown PCR bank %q", b.GetBank())
-		case len(b.GetValues()) == 0 || len(b.GetValues()) > MaxPCR:
+		case len(b.GetValues()) == 0 || len(b.GetValues()) > NumPCRs:
 			return nil, malformed("%d PCR values in bank %s", len(b.GetValues()), b.GetBank())
 		case slices.ContainsFunc(out, func(o attest.PCRBank) bool { return o.Bank == b.GetBank() }):
 			return nil, malformed("PCR bank %s is given twice", b.GetBank())
 		}
 		for i, v := range b.GetValues() {
-			if i >= MaxPCR || len(v) != size {
+			if i >= NumPCRs || len(v) != size {
 				return nil, malformed("PCR %s:%d has %d bytes", b.GetBank(), i, len(v))
 			}
 		}

@@ -1,0 +1,93 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+func TestAuthorizationValueHasNoZeroByte(t *testing.T) {
+	auth, err := newAuth(bytes.NewReader(append(bytes.Repeat([]byte{0, 7}, 32), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(auth, bytes.Repeat([]byte{7}, 32)) {
+		t.Errorf("auth = %x", auth)
+	}
+	if _, err := newAuth(bytes.NewReader(make([]byte, 100))); err == nil {
+		t.Error("a broken random source went unnoticed")
+	}
+}
+
+// TestPolicyB recomputes the digests of the EK profile's high range.
+func TestPolicyB(t *testing.T) {
+	for _, c := range []struct {
+		alg     tpm2.TPMIAlgHash
+		a, c, b []byte
+	}{
+		{tpm2.TPMAlgSHA256, policyA256, policyC256, policyB256},
+		{tpm2.TPMAlgSHA384, policyA384, policyC384, policyB384},
+	} {
+		calc, err := tpm2.NewPolicyCalculator(c.alg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := (tpm2.PolicySecret{AuthHandle: tpm2.TPMRHEndorsement}).Update(calc); err != nil {
+			t.Fatal(err)
+		}
+		if got := calc.Hash().Digest; !bytes.Equal(got, c.a) {
+			t.Errorf("PolicyA = %x", got)
+		}
+		if err := (tpm2.PolicyOr{PHashList: tpm2.TPMLDigest{Digests: digests(c.a, c.c)}}).Update(calc); err != nil {
+			t.Fatal(err)
+		}
+		if got := calc.Hash().Digest; !bytes.Equal(got, c.b) {
+			t.Errorf("PolicyB = %x", got)
+		}
+	}
+}
+
+func TestFirstDERDropsPadding(t *testing.T) {
+	der := []byte{0x30, 3, 2, 1, 5}
+	for _, pad := range [][]byte{nil, {0xff, 0xff}, {0, 0, 0}} {
+		got, rest, err := firstDER(append(bytes.Clone(der), pad...))
+		if err != nil || !bytes.Equal(got, der) || !bytes.Equal(rest, pad) {
+			t.Errorf("padding %x: %x, %x, %v", pad, got, rest, err)
+		}
+	}
+	for _, bad := range [][]byte{nil, {0xff, 0xff}, {0x30}, {0x30, 0x82, 0xff, 0xff, 0}, {2, 1, 5}} {
+		if _, _, err := firstDER(bad); err == nil {
+			t.Errorf("%x is taken for a certificate", bad)
+		}
+	}
+}
+
+func TestSoftwareTPMHeuristic(t *testing.T) {
+	for _, c := range []struct {
+		manufacturer, vendor string
+		want                 bool
+	}{
+		{"IBM", "SW   TPM", true}, {"IBM", "", false}, {"MSFT", "xCG fTPM", true}, {"GOOG", "vTPM", true},
+		{"VMW", "", true}, {"AMZN", "NitroTPM", true}, {"IFX", "SLB9672", false}, {"INTC", "Intel", false}, {"AMD", "AMD", false}, {"", "", false},
+	} {
+		if got := softwareTPM(c.manufacturer, c.vendor); got != c.want {
+			t.Errorf("%q %q: %v", c.manufacturer, c.vendor, got)
+		}
+	}
+	if got := ascii([]uint32{0x1b5b336d, 0x49425f00}); got != "[3mIB_" {
+		t.Errorf("a terminal escape came through: %q", got)
+	}
+}
+
+func TestFixedTemplatesDoNotChange(t *testing.T) {
+	// Another template is another key: AKs would be re-created, and the parent
+	// name that servers pin would change on every node.
+	p := &properties{curves: []tpm2.TPMECCCurve{tpm2.TPMECCNistP256}}
+	if got := sha256.Sum256(tpm2.Marshal(p.parentTemplate())); got != [32]byte(mustHex(fixedParent)) {
+		t.Errorf("the AK's parent template changed: %x", got)
+	}
+}
+
+const fixedParent = "9430f5e63490113d4ed813e7afe4e3012af75fd74076f3c6efdd392701fa7204"

@@ -1,0 +1,370 @@
+package verifycmd
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// desk is a directory with trust.json, a bundle and its artifact, and a clock.
+type desk struct {
+	dir   string
+	now   time.Time
+	world *forge.World
+	trust link.TrustFile
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	w := forge.NewWorld(t)
+	d := &desk{dir: t.TempDir(), now: w.Now.Add(time.Second), world: w}
+	artifact := sha256.Sum256([]byte("hello"))
+	d.write(t, "hello", []byte("hello"))
+	zero := 0
+	files := map[string][32]byte{"a": sha256.Sum256([]byte("A")), "b/c": sha256.Sum256([]byte("C"))}
+	d.write(t, "tree/a", []byte("A"))
+	d.write(t, "tree/b/c", []byte("C"))
+	tree, err := link.DirHash(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := link.Prepare(&link.Statement{
+		Step: "build", Command: []string{"go", "build"}, Byproducts: link.Byproducts{ExitCode: &zero},
+		Subjects: []link.Resource{
+			{Name: "hello", Digest: map[string]string{"sha256": hex.EncodeToString(artifact[:])}},
+			{Name: "tree", Digest: map[string]string{link.DirHashAlg: tree}},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool, recorder := hex.EncodeToString(w.Leaf.Tool[:]), hex.EncodeToString(w.Leaf.Recorder[:])
+	w.Leaf.Selectors = []string{"binary:recorder:sha256:" + recorder, "binary:tool:sha256:" + tool}
+	w.Leaf.Payload = p.Digest()
+	svid := w.Issue(t, w.Make(t))
+	b, err := p.Sign(w.SVIDKey, svid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := b.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "build"+link.BundleSuffix, raw)
+	d.write(t, "svid.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: svid.Raw}))
+	d.write(t, "svid.der", svid.Raw)
+	root, err := link.MarshalTrustedRoot([]link.Authority{{Certificate: w.Authority, Start: w.Authority.NotBefore}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.trust = link.TrustFile{
+		Serial: 5, Issued: w.Now.Add(-time.Hour), Expires: w.Now.AddDate(0, 1, 0), TrustDomain: "example.org", TrustedRoot: root,
+		AttestationCAs: []link.AttestationCA{{Certificate: w.CA.Cert.Raw}},
+		EK:             link.EKTrust{Roots: [][]byte{w.Maker.Root.Raw}},
+		Requirements:   []link.Requirement{{Identity: "spiffe://example.org/**", Tier: link.TierTPM, Tools: []string{tool}, Recorders: []string{recorder}}},
+	}
+	d.writeTrust(t)
+	return d
+}
+
+func (d *desk) path(name string) string { return filepath.Join(d.dir, name) }
+
+func (d *desk) write(t *testing.T, name string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(d.path(name)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.path(name), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (d *desk) writeTrust(t *testing.T) {
+	t.Helper()
+	raw, err := d.trust.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "trust.json", raw)
+}
+
+// run runs the command line; words that name a file of the desk become its path.
+func (d *desk) run(t *testing.T, words ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	for i, w := range words {
+		if _, err := os.Lstat(d.path(w)); w != "" && err == nil {
+			words[i] = d.path(w)
+		}
+	}
+	root := cli.Root("rootlink", "", "test")
+	root.AddCommand(verifyCommand(func() time.Time { return d.now }), InspectCommand())
+	var out, errOut bytes.Buffer
+	code = cli.Main(context.Background(), root, words, &out, &errOut)
+	return code, out.String(), errOut.String()
+}
+
+// verify runs `verify` with what every call needs, and more.
+func (d *desk) verify(t *testing.T, more ...string) (int, string, string) {
+	t.Helper()
+	words := []string{"verify", "--trust", "trust.json", "--trust-state", d.path("state"), "--identity", "spiffe://example.org/build"}
+	return d.run(t, append(words, more...)...)
+}
+
+const bundleName = "build" + link.BundleSuffix
+
+func TestVerifyCommand(t *testing.T) {
+	d := newDesk(t)
+	code, out, errOut := d.verify(t, bundleName, "hello", "tree")
+	if code != cli.ExitOK || errOut != "" {
+		t.Fatalf("exit %d\n%s%s", code, out, errOut)
+	}
+	for _, want := range []string{"✓ VERIFIED", "SOFTWARE TPM", "hello  sha256:", "tree  dirHash:"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("stdout lacks %q:\n%s", want, out)
+		}
+	}
+	code, out, _ = d.verify(t, "--output", "json", bundleName, "hello")
+	var res link.Result
+	if err := json.Unmarshal([]byte(out), &res); err != nil || code != cli.ExitOK || res.Verdict != link.VerdictVerified || res.SchemaVersion != link.ResultSchema {
+		t.Errorf("exit %d, %v\n%s", code, err, out)
+	}
+}
+
+func TestBundleIsKnownByItsMediaType(t *testing.T) {
+	d := newDesk(t)
+	if err := os.Rename(d.path(bundleName), d.path("renamed")); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errOut := d.verify(t, "hello", "renamed"); code != cli.ExitOK {
+		t.Errorf("exit %d\n%s%s", code, out, errOut)
+	}
+}
+
+func TestVerifyExitCodes(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil  func(t *testing.T, d *desk)
+		args   []string
+		code   int
+		stderr string
+	}{
+		"no arguments":     {nil, []string{}, cli.ExitUsage, "no bundle"},
+		"only an artifact": {nil, []string{"hello"}, cli.ExitUsage, "no bundle among"},
+		"bundle twice":     {nil, []string{bundleName, bundleName}, cli.ExitUsage, "twice"},
+		"layout":           {nil, []string{"--layout", "x", bundleName}, cli.ExitUsage, "not supported yet"},
+		"bad pattern":      {nil, []string{"--identity", "build", bundleName}, cli.ExitUsage, "spiffe://"},
+		"bad time":         {nil, []string{"--not-before", "today", bundleName}, cli.ExitUsage, "hint: such as"},
+		"missing file":     {nil, []string{bundleName, "nowhere"}, cli.ExitInternal, "hint:"},
+		"missing trust":    {nil, []string{"--trust", "nowhere", bundleName}, cli.ExitInternal, "hint:"},
+		"broken trust": {func(t *testing.T, d *desk) { d.write(t, "trust.json", []byte("{}")) },
+			[]string{bundleName}, cli.ExitInternal, "trust export"},
+		"one byte changed": {func(t *testing.T, d *desk) { d.write(t, "hello", []byte("hellp")) },
+			[]string{bundleName, "hello"}, cli.ExitPolicy, "not a subject"},
+		"file added to a directory": {func(t *testing.T, d *desk) { d.write(t, "tree/more", nil) },
+			[]string{bundleName, "tree"}, cli.ExitPolicy, "not a subject"},
+		"symbolic link in a directory": {func(t *testing.T, d *desk) {
+			if err := os.Symlink("/etc/passwd", d.path("tree/link")); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{bundleName, "tree"}, cli.ExitInternal, "not a regular file"},
+		"broken bundle": {func(t *testing.T, d *desk) { d.write(t, bundleName, []byte("not JSON")) },
+			[]string{bundleName}, cli.ExitCrypto, "hint: see what is in it"},
+		"forged signature": {func(t *testing.T, d *desk) {
+			raw, err := os.ReadFile(d.path(bundleName))
+			if err != nil {
+				t.Fatal(err)
+			}
+			other, err := os.ReadFile(newDesk(t).path(bundleName))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sig := func(b []byte) string { s := string(b); return s[strings.Index(s, `"sig":`):] }
+			d.write(t, bundleName, []byte(strings.Replace(string(raw), sig(raw), sig(other), 1)))
+		}, []string{bundleName}, cli.ExitCrypto, "not signed by the SVID's key"},
+		"another identity":  {nil, []string{"--identity", "spiffe://example.org/other", bundleName}, cli.ExitPolicy, "hint: someone else signed"},
+		"an hour later":     {func(t *testing.T, d *desk) { d.now = d.now.Add(time.Hour) }, []string{bundleName}, cli.ExitCrypto, "a timestamp in the bundle"},
+		"an hour earlier":   {func(t *testing.T, d *desk) { d.now = d.now.Add(-90 * time.Minute) }, []string{bundleName}, cli.ExitPolicy, "future"},
+		"trust.json is old": {func(t *testing.T, d *desk) { d.now = d.now.AddDate(0, 2, 0) }, []string{bundleName}, cli.ExitPolicy, "export a new trust.json"},
+		"older run":         {nil, []string{"--not-before", "2027-03-01T12:00:01Z", bundleName}, cli.ExitPolicy, "older run"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			if c.spoil != nil {
+				c.spoil(t, d)
+			}
+			code, out, errOut := d.verify(t, slices.Clone(c.args)...)
+			if code != c.code || !strings.Contains(errOut, c.stderr) || strings.Contains(out, "✓ VERIFIED") {
+				t.Errorf("exit %d, want %d with %q\n%s%s", code, c.code, c.stderr, out, errOut)
+			}
+		})
+	}
+}
+
+func TestVerifyNeedsAnIdentityAndTrust(t *testing.T) {
+	d := newDesk(t)
+	if code, _, errOut := d.run(t, "verify", "--trust", "trust.json", bundleName); code != cli.ExitUsage || !strings.Contains(errOut, "--identity") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+	if code, _, errOut := d.run(t, "verify", "--identity", "spiffe://example.org/build", bundleName); code != cli.ExitUsage || !strings.Contains(errOut, "trust export") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+func TestRefusesTrustThatWasRolledBack(t *testing.T) {
+	d := newDesk(t)
+	d.trust.Serial = 6
+	d.writeTrust(t)
+	if code, out, errOut := d.verify(t, bundleName); code != cli.ExitOK {
+		t.Fatalf("exit %d\n%s%s", code, out, errOut)
+	}
+	d.trust.Serial = 5
+	d.writeTrust(t)
+	if code, _, errOut := d.verify(t, bundleName); code != cli.ExitPolicy || !strings.Contains(errOut, "rolled back") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+	// It is still so the next time: the lower serial was not remembered.
+	if code, _, _ := d.verify(t, bundleName); code != cli.ExitPolicy {
+		t.Errorf("exit %d at the second try", code)
+	}
+	// A state that was damaged is no reason to believe anything.
+	d.write(t, "state", []byte("{"))
+	if code, _, errOut := d.verify(t, bundleName); code != cli.ExitInternal || !strings.Contains(errOut, "not a trust state") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+// Even an expired trust.json with a high serial must not lock out the right one.
+func TestExpiredTrustIsNotRemembered(t *testing.T) {
+	d := newDesk(t)
+	d.trust.Serial, d.trust.Expires = 1000, d.trust.Issued.Add(time.Minute)
+	d.writeTrust(t)
+	if code, _, _ := d.verify(t, bundleName); code != cli.ExitPolicy {
+		t.Fatalf("exit %d", code)
+	}
+	d.trust.Serial, d.trust.Expires = 5, d.now.Add(time.Hour)
+	d.writeTrust(t)
+	if code, _, errOut := d.verify(t, bundleName); code != cli.ExitOK {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+func TestStateIsInTheXDGDirectoryByDefault(t *testing.T) {
+	d := newDesk(t)
+	t.Setenv("XDG_STATE_HOME", d.path("xdg"))
+	if code, _, errOut := d.run(t, "verify", "--trust", "trust.json", "--identity", "spiffe://example.org/build", bundleName); code != cli.ExitOK {
+		t.Fatalf("exit %d: %s", code, errOut)
+	}
+	if raw, err := os.ReadFile(d.path("xdg/rootlink/trust-state.json")); err != nil || !strings.Contains(string(raw), `"example.org `) {
+		t.Errorf("%s %v", raw, err)
+	}
+}
+
+func TestRevocationsFile(t *testing.T) {
+	d := newDesk(t)
+	r := link.RevocationsFile{TrustDomain: "example.org", Issued: d.now, Revocations: []link.Revocation{
+		{Kind: link.RevokedExecutable, ID: hex.EncodeToString(d.world.Leaf.Tool[:]), Always: true, Reason: "backdoor"},
+	}}
+	raw, err := r.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "revoked.json", raw)
+	code, _, errOut := d.verify(t, "--revocations", "revoked.json", bundleName)
+	if code != cli.ExitPolicy || !strings.Contains(errOut, "backdoor") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+func TestInspect(t *testing.T) {
+	d := newDesk(t)
+	for _, name := range []string{bundleName, "svid.pem", "svid.der", "trust.json"} {
+		code, out, errOut := d.run(t, "inspect", name)
+		if code != cli.ExitOK || !strings.HasPrefix(out, "UNVERIFIED ") || !strings.Contains(out, "example.org") {
+			t.Errorf("%s: exit %d\n%s%s", name, code, out, errOut)
+		}
+		code, out, _ = d.run(t, "inspect", "--output", "json", name)
+		var v map[string]any
+		if err := json.Unmarshal([]byte(out), &v); err != nil || code != cli.ExitOK || v["unverified"] != true {
+			t.Errorf("%s: exit %d, %v\n%s", name, code, err, out)
+		}
+	}
+	d.write(t, "key.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
+	for _, name := range []string{"hello", "key.pem"} {
+		if code, _, errOut := d.run(t, "inspect", name); code != cli.ExitInternal || !strings.Contains(errOut, "hint:") {
+			t.Errorf("%s: exit %d: %s", name, code, errOut)
+		}
+	}
+	if code, _, _ := d.run(t, "inspect"); code != cli.ExitUsage {
+		t.Errorf("exit %d", code)
+	}
+	if code, _, _ := d.run(t, "inspect", "trust.json", "--extract", d.path("x")); code != cli.ExitUsage {
+		t.Errorf("exit %d", code)
+	}
+}
+
+// A peer judges what we extract: tpm2-tools, which share no code with us.
+func TestCheckquoteAcceptsExtractedQuote(t *testing.T) {
+	for _, banks := range [][]attest.PCRSelection{
+		{{Bank: "sha256", Indices: []uint32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}}},
+		{{Bank: "sha256", Indices: []uint32{0, 1, 2, 3, 4, 5, 6, 7, 14, 23}}, {Bank: "sha384", Indices: []uint32{7}}},
+	} {
+		d := newDesk(t)
+		d.world.Selection = banks
+		d.write(t, "svid.der", d.world.Issue(t, d.world.Make(t)).Raw)
+		code, _, errOut := d.run(t, "inspect", "svid.der", "--extract", d.path("parts"))
+		if code != cli.ExitOK {
+			t.Fatalf("exit %d: %s", code, errOut)
+		}
+		extra, err := os.ReadFile(d.path("parts/extradata.hex"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"-u", d.path("parts/ak.pem"), "-m", d.path("parts/quote.msg"), "-s", d.path("parts/quote.sig"), "-f", d.path("parts/pcrs.out"), "-q", strings.TrimSpace(string(extra))}
+		if out, err := exec.CommandContext(t.Context(), "tpm2_checkquote", args...).CombinedOutput(); err != nil {
+			t.Fatalf("tpm2_checkquote: %v\n%s", err, out)
+		}
+		// Its approval must mean something: with one PCR changed it refuses.
+		pcrs, err := os.ReadFile(d.path("parts/pcrs.out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pcrs[132+4+4+2] ^= 1 // first byte of the first value
+		d.write(t, "parts/pcrs.out", pcrs)
+		if out, err := exec.CommandContext(t.Context(), "tpm2_checkquote", args...).CombinedOutput(); err == nil {
+			t.Fatalf("tpm2_checkquote accepts a changed PCR:\n%s", out)
+		}
+	}
+}
+
+func TestExtractWritesEveryPart(t *testing.T) {
+	d := newDesk(t)
+	if code, _, errOut := d.run(t, "inspect", bundleName, "--extract", d.path("parts")); code != cli.ExitOK {
+		t.Fatal(errOut)
+	}
+	for _, name := range []string{"svid.pem", "statement.json", "evidence.cbor", "quote.msg", "quote.sig", "pcrs.out", "extradata.hex", "nonce.hex", "ak.pem", "ak-cert.pem", "ek.pem", "ek-cert.pem"} {
+		if st, err := os.Stat(d.path("parts/" + name)); err != nil || st.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	raw, err := os.ReadFile(d.path("parts/evidence.cbor"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := attest.ParseRecord(raw); err != nil {
+		t.Error(err)
+	}
+}
