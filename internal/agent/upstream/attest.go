@@ -105,7 +105,9 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte, 
 	if len(first.GetPayload()) == 0 {
 		return nil, errors.New("node attestor sent no payload")
 	}
-	stream, err := agentv1.NewAgentClient(conn).AttestAgent(ctx)
+	// Our server then demands of its plugin that the quote covers the key; a
+	// stock one ignores this.
+	stream, err := agentv1.NewAgentClient(conn).AttestAgent(wire.WithAgentKey(ctx, keyHash))
 	if err != nil {
 		return nil, fmt.Errorf("attest agent: %w", err)
 	}
