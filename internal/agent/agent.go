@@ -86,15 +86,11 @@ func New(cfg Config) (*Agent, error) {
 	return a, nil
 }
 
-// Run runs until ctx ends or something final happens.
+// Run runs until ctx ends or something final happens. RunWith is Run with the
+// built-in plugins.
 func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	unlock, err := lockDataDir(a.cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	trust, err := upstream.NewTrust(a.td, a.cfg.DataDir, a.source)
 	if err != nil {
 		return err

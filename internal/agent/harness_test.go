@@ -88,6 +88,10 @@ func startIn(t *testing.T, s *fakeServer, dir string, change ...func(*Config)) *
 	if err != nil {
 		t.Fatal(err)
 	}
+	unlock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	p := &Plugins{Quoter: r.quoter}
@@ -105,6 +109,7 @@ func startIn(t *testing.T, s *fakeServer, dir string, change ...func(*Config)) *
 	}
 	go func() {
 		defer close(r.done)
+		defer unlock()
 		r.err = a.Run(ctx, p)
 		if err := p.Close(); err != nil {
 			r.err = errors.Join(r.err, err)

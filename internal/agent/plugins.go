@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
@@ -12,6 +13,10 @@ import (
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/tpm"
+	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
 
@@ -24,6 +29,38 @@ type Plugins struct {
 	loaded []*catalog.Plugin
 }
 
+// LoadPlugins loads and configures the built-in plugins.
+func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plugins, err error) {
+	p := &Plugins{}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	data, err := c.nodeAttestor()
+	if err != nil {
+		return nil, err
+	}
+	// The workload attestor first: that we lack a capability should not wait
+	// for a slow TPM.
+	if err := p.loadWorkloadAttestor(ctx, c.TrustDomain, c.workloadData, log); err != nil {
+		return nil, hinted(err)
+	}
+	if err := p.loadNodeAttestor(ctx, c.TrustDomain, data, log); err != nil {
+		return nil, hinted(err)
+	}
+	return p, nil
+}
+
+// hinted splits a hint off that came through the plugin interface as text.
+func hinted(err error) error {
+	msg, hint, found := strings.Cut(err.Error(), "hint: ")
+	if !found {
+		return err
+	}
+	return cli.Hint(errors.New(strings.TrimRight(msg, "; (")), strings.TrimRight(hint, ")"))
+}
+
 // Close ends them.
 func (p *Plugins) Close() error {
 	var errs []error
@@ -33,21 +70,67 @@ func (p *Plugins) Close() error {
 	return errors.Join(errs...)
 }
 
-// loadWorkloadAttestor loads the built-in attestor with plugin data in HCL.
+func (p *Plugins) load(ctx context.Context, b catalog.BuiltIn, trustDomain, hcl string, log *slog.Logger) (*catalog.Plugin, error) {
+	l, err := catalog.LoadBuiltIn(ctx, b, catalog.Options{TrustDomain: trustDomain, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	p.loaded = append(p.loaded, l)
+	return l, l.Configure(ctx, hcl)
+}
+
 func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain, hcl string, log *slog.Logger) error {
 	impl := binary.New()
-	l, err := catalog.LoadBuiltIn(ctx, catalog.BuiltIn{
+	l, err := p.load(ctx, catalog.BuiltIn{
 		Name:     binary.Name,
 		Plugin:   workloadattestorv1.WorkloadAttestorPluginServer(impl),
 		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl)},
-	}, catalog.Options{TrustDomain: trustDomain, Log: log})
+	}, trustDomain, hcl, log)
+	if err == nil {
+		p.WorkloadAttestor, err = l.WorkloadAttestor()
+	}
+	return err
+}
+
+func (p *Plugins) loadNodeAttestor(ctx context.Context, trustDomain, hcl string, log *slog.Logger) error {
+	impl := nodeagent.New()
+	l, err := p.load(ctx, catalog.BuiltIn{
+		Name:     wire.PluginName,
+		Plugin:   nodeattestorv1.NodeAttestorPluginServer(impl),
+		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl), wire.QuoterService(impl)},
+	}, trustDomain, hcl, log)
 	if err != nil {
 		return err
 	}
-	p.loaded = append(p.loaded, l)
-	if err := l.Configure(ctx, hcl); err != nil {
+	if p.NodeAttestor, err = l.AgentNodeAttestor(); err != nil {
 		return err
 	}
-	p.WorkloadAttestor, err = l.WorkloadAttestor()
-	return err
+	q := new(wire.QuoterClient)
+	if err := l.Bind(q); err != nil {
+		return err
+	}
+	p.Quoter = q
+	return nil
+}
+
+// RunWith loads the plugins and runs the agent.
+func (a *Agent) RunWith(ctx context.Context, c PluginConfig) error {
+	// First, so that a second agent is told so and not that its TPM is busy.
+	unlock, err := lockDataDir(a.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	plugins, err := LoadPlugins(ctx, c, a.cfg.Log)
+	if err != nil {
+		return err
+	}
+	// The logs that the node attestor names are shipped beside links.
+	if a.cfg.EventLog = c.log(c.EventLog); a.cfg.EventLog == "" {
+		a.cfg.EventLog = tpm.DefaultEventLogPath
+	}
+	if a.cfg.IMALog = c.log(c.IMALog); a.cfg.IMALog == "" {
+		a.cfg.IMALog = tpm.DefaultIMALogPath
+	}
+	return errors.Join(a.Run(ctx, plugins), plugins.Close())
 }

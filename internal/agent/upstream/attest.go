@@ -105,9 +105,7 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte, 
 	if len(first.GetPayload()) == 0 {
 		return nil, errors.New("node attestor sent no payload")
 	}
-	// Our server then demands of its plugin that the quote covers the key; a
-	// stock one ignores this.
-	stream, err := agentv1.NewAgentClient(conn).AttestAgent(wire.WithAgentKey(ctx, keyHash))
+	stream, err := agentv1.NewAgentClient(conn).AttestAgent(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("attest agent: %w", err)
 	}
