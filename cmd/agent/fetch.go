@@ -1,0 +1,205 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/attest"
+)
+
+// svidView is what `api fetch x509` prints for each SVID. The key is never
+// printed, only written with --write.
+type svidView struct {
+	SPIFFEID  string   `json:"spiffe_id"`
+	Hint      string   `json:"hint,omitempty"`
+	NotBefore string   `json:"not_before"`
+	NotAfter  string   `json:"not_after"`
+	Serial    string   `json:"serial"`
+	Evidence  bool     `json:"evidence"`
+	Chain     []string `json:"x509_svid_pem"`
+	Bundle    []string `json:"bundle_pem"`
+	Files     []string `json:"files,omitempty"`
+}
+
+func fetchX509Command() *cobra.Command {
+	c := &cobra.Command{
+		Use: "x509", Short: "Fetch the X.509-SVIDs of this program (identified by its own hash)", Args: cobra.NoArgs,
+		Long: "Fetch X.509-SVIDs as a workload does. The workload is this very program: an entry must match rootlink-agent's own executable.",
+	}
+	socket := socketFlag(c)
+	dir := c.Flags().String("write", "", "write svid.N.pem, svid.N.key and bundle.N.pem into this directory")
+	watch := c.Flags().Bool("watch", false, "go on, and print each update")
+	c.RunE = func(c *cobra.Command, _ []string) error { return fetchX509(c, *socket, *dir, *watch) }
+	return c
+}
+
+func fetchX509(c *cobra.Command, socket, dir string, watch bool) error {
+	ctx := c.Context()
+	if !watch {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, clientTimeout)
+		defer cancel()
+	}
+	conn, err := dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+	stream, err := workloadpb.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workloadpb.X509SVIDRequest{})
+	if err != nil {
+		return explain(err)
+	}
+	for {
+		resp, err := stream.Recv()
+		if watch && (errors.Is(err, io.EOF) || c.Context().Err() != nil) {
+			return nil
+		}
+		if err != nil {
+			return explain(err)
+		}
+		views, err := readSVIDs(resp, dir)
+		if err != nil {
+			return err
+		}
+		if err := emit(c, map[string]any{"svids": views}, func(w io.Writer) { printSVIDs(w, views) }); err != nil || !watch {
+			return err
+		}
+	}
+}
+
+// explain splits the agent's "; hint:" off into a hint.
+func explain(err error) error {
+	msg, hint, found := strings.Cut(status.Convert(err).Message(), "; hint: ")
+	if !found {
+		return cli.FromRPC(err)
+	}
+	return cli.Hint(errors.New(msg), hint)
+}
+
+func readSVIDs(resp *workloadpb.X509SVIDResponse, dir string) ([]svidView, error) {
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	var out []svidView
+	for i, s := range resp.GetSvids() {
+		svid, err := x509svid.ParseRaw(s.GetX509Svid(), s.GetX509SvidKey())
+		if err != nil {
+			return nil, err
+		}
+		bundle, err := x509.ParseCertificates(s.GetBundle())
+		if err != nil {
+			return nil, fmt.Errorf("bundle: %w", err)
+		}
+		leaf := svid.Certificates[0]
+		_, eerr := attest.FromCertificate(leaf)
+		v := svidView{
+			SPIFFEID: svid.ID.String(), Hint: s.GetHint(), Serial: fmt.Sprintf("%x", leaf.SerialNumber),
+			NotBefore: leaf.NotBefore.UTC().Format(time.RFC3339), NotAfter: leaf.NotAfter.UTC().Format(time.RFC3339),
+			Evidence: eerr == nil, Chain: pems(svid.Certificates), Bundle: pems(bundle),
+		}
+		if dir != "" {
+			key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: s.GetX509SvidKey()})
+			for _, f := range []struct {
+				name string
+				data []byte
+				perm os.FileMode
+			}{
+				{"bundle.%d.pem", []byte(strings.Join(v.Bundle, "")), 0o644},
+				{"svid.%d.key", key, 0o600},
+				{"svid.%d.pem", []byte(strings.Join(v.Chain, "")), 0o644},
+			} {
+				path := filepath.Join(dir, fmt.Sprintf(f.name, i))
+				if err := cli.WriteFile(path, f.data, f.perm); err != nil {
+					return nil, err
+				}
+				v.Files = append(v.Files, path)
+			}
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+func pems(cs []*x509.Certificate) []string {
+	var out []string
+	for _, c := range cs {
+		out = append(out, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
+	}
+	return out
+}
+
+func printSVIDs(w io.Writer, views []svidView) {
+	var b bytes.Buffer
+	for _, v := range views {
+		evidence := "none"
+		if v.Evidence {
+			evidence = "embedded"
+		}
+		fmt.Fprintf(&b, "SPIFFE ID  %s\nvalid      %s to %s\nserial     %s\nevidence   %s\n", v.SPIFFEID, v.NotBefore, v.NotAfter, v.Serial, evidence)
+		if v.Hint != "" {
+			fmt.Fprintf(&b, "hint       %s\n", v.Hint)
+		}
+		for _, f := range slices.Backward(v.Files) {
+			fmt.Fprintf(&b, "written    %s\n", f)
+		}
+		b.WriteByte('\n')
+	}
+	w.Write(bytes.TrimSuffix(b.Bytes(), []byte("\n")))
+}
+
+func fetchJWTCommand() *cobra.Command {
+	c := &cobra.Command{Use: "jwt", Short: "Fetch JWT-SVIDs of this program", Args: cobra.NoArgs}
+	socket := socketFlag(c)
+	audience := c.Flags().StringArray("audience", nil, "who the token is for (required, may be repeated)")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if len(*audience) == 0 {
+			return cli.Usage("name who the token is for with --audience", "no audience is given")
+		}
+		ctx, cancel := context.WithTimeout(c.Context(), clientTimeout)
+		defer cancel()
+		conn, err := dial(ctx, *socket)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+		resp, err := workloadpb.NewSpiffeWorkloadAPIClient(conn).FetchJWTSVID(ctx, &workloadpb.JWTSVIDRequest{Audience: *audience})
+		if err != nil {
+			return explain(err)
+		}
+		type view struct {
+			SPIFFEID string `json:"spiffe_id"`
+			SVID     string `json:"svid"`
+		}
+		var views []view
+		for _, s := range resp.GetSvids() {
+			views = append(views, view{s.GetSpiffeId(), s.GetSvid()})
+		}
+		return emit(c, map[string]any{"svids": views}, func(w io.Writer) {
+			for _, v := range views {
+				fmt.Fprintf(w, "%s\n%s\n", v.SPIFFEID, v.SVID)
+			}
+		})
+	}
+	return c
+}

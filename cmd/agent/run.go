@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/agent"
+	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/config"
+)
+
+type runFlags struct {
+	cfg    agent.Config
+	plug   agent.PluginConfig
+	group  string
+	level  string
+	config string
+}
+
+func runCommand() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use: "run", Short: "Attest this machine and serve its workloads", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c) },
+	}
+	fl := c.Flags()
+	fl.StringVar(&f.cfg.TrustDomain, "trust-domain", "", "trust domain, such as example.org (required)")
+	fl.StringVar(&f.cfg.Server, "server", defaultServer, "server as HOST:PORT")
+	fl.StringVar(&f.cfg.TrustBundle, "trust-bundle", "", "PEM file of the trust domain's X.509 authorities")
+	fl.StringVar(&f.cfg.Join, "join", "", "join line, as rootlink-server join-line prints it; instead of a bundle")
+	fl.StringVar(&f.cfg.DataDir, "data-dir", defaultDataDir, "directory of the attestation key and the saved bundle")
+	fl.StringVar(&f.cfg.Socket, "socket", defaultSocket, "socket that workloads talk to")
+	fl.StringVar(&f.plug.TPM, "tpm", defaultTPM, "TPM: /dev/tpmrm0, unix:PATH or tcp:HOST:PORT")
+	fl.BoolVar(&f.plug.AllowShared, "allow-shared-tpm", false, "accept a TPM that other users of this host can open, although each can then act as this machine")
+	fl.StringVar(&f.plug.EventLog, "event-log", "", "boot event log of the TPM (default: the kernel's, for a TPM of this machine)")
+	fl.StringVar(&f.plug.IMALog, "ima-log", "", "IMA log (default: the kernel's, for a TPM of this machine)")
+	fl.DurationVar(&f.cfg.SyncInterval, "sync-interval", identity.DefaultSyncInterval, "time between looks at the server's entries when no unknown workload asks")
+	fl.StringVar(&f.group, "recorder-group", "", `group NAME or GID that rootlink is installed setgid to, "none" for none (default: "`+defaultGroup+`" where it exists)`)
+	fl.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
+	fl.StringVar(&f.config, "config", "", "configuration file (HCL); flags win over it")
+	return c
+}
+
+func (f *runFlags) run(c *cobra.Command) (err error) {
+	var plugins []config.Plugin
+	if f.config != "" {
+		file, err := config.Load(f.config)
+		if err != nil {
+			return err
+		}
+		if err := file.Apply("agent", c.Flags()); err != nil {
+			return err
+		}
+		plugins = file.Plugins()
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.level)); err != nil {
+		return cli.Usage("one of debug, info, warn, error", "log level %q is not known", f.level)
+	}
+	stderr := c.ErrOrStderr()
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if f.cfg.RecorderGID, err = recorderGroup(f.group, log); err != nil {
+		return err
+	}
+	for _, p := range []*string{&f.cfg.DataDir, &f.cfg.Socket} {
+		if *p, err = absolute(*p); err != nil {
+			return err
+		}
+	}
+	f.cfg.Log = log
+	f.cfg.Ready = func(id string) { ready(stderr, id, f.cfg.Socket) }
+	a, err := agent.New(f.cfg)
+	if err != nil {
+		return err
+	}
+	f.plug.TrustDomain, f.plug.DataDir = f.cfg.TrustDomain, f.cfg.DataDir
+	if err := f.plug.Override(plugins); err != nil {
+		return err
+	}
+	// An agent idles nearly always: memory is worth more than the few
+	// microseconds of CPU that a collection costs it.
+	debug.SetGCPercent(50)
+	return a.RunWith(c.Context(), f.plug)
+}
+
+// absolute keeps an empty path empty, which New refuses with a hint.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	return filepath.Abs(path)
+}
+
+// ready is the line that whoever started us waits for.
+func ready(w io.Writer, agentID, socket string) {
+	fmt.Fprintf(w, "%s: ready: %s, socket %s\n", program, agentID, socket)
+}
+
+// clientTimeout bounds the commands that talk to a running agent.
+const clientTimeout = 30 * time.Second
