@@ -451,4 +451,3 @@ func TestWhoami(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-

@@ -46,9 +46,8 @@ type root struct {
 }
 
 type file struct {
-	sum  [32]byte
-	id   fileID
-	link bool // met as a symlink; the digest is that of what it points to
+	sum [32]byte
+	id  fileID
 	// settled: the file system can be believed, and ctime was old enough when
 	// hashing began that a later change must show in it.
 	settled bool
@@ -221,10 +220,7 @@ func (w *walker) entry(name string) error {
 		case err != nil:
 			return &os.PathError{Op: "stat", Path: name, Err: err}
 		case st.Mode&unix.S_IFMT == unix.S_IFREG:
-			if err := w.add(name, &st, true); err != nil {
-				return err
-			}
-			w.rec.files[name].link = true
+			return w.add(name, &st, true)
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 			w.skip(name, "symlink to a directory") // may lead out of the tree, or round in it
 		default:
