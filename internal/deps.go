@@ -11,7 +11,6 @@ import (
 	_ "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	_ "github.com/spiffe/go-spiffe/v2/workloadapi"
 	_ "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
-	_ "github.com/spiffe/spire-plugin-sdk/pluginmain"
 	_ "golang.org/x/sync/errgroup"
 	_ "golang.org/x/time/rate"
 	_ "modernc.org/sqlite"

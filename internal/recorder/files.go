@@ -46,8 +46,9 @@ type root struct {
 }
 
 type file struct {
-	sum [32]byte
-	id  fileID
+	sum  [32]byte
+	id   fileID
+	link bool // met as a symlink; the digest is that of what it points to
 	// settled: the file system can be believed, and ctime was old enough when
 	// hashing began that a later change must show in it.
 	settled bool
@@ -220,7 +221,10 @@ func (w *walker) entry(name string) error {
 		case err != nil:
 			return &os.PathError{Op: "stat", Path: name, Err: err}
 		case st.Mode&unix.S_IFMT == unix.S_IFREG:
-			return w.add(name, &st, true)
+			if err := w.add(name, &st, true); err != nil {
+				return err
+			}
+			w.rec.files[name].link = true
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 			w.skip(name, "symlink to a directory") // may lead out of the tree, or round in it
 		default:

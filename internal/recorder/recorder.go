@@ -59,6 +59,10 @@ func Hint(err error) string {
 		return "check the name, or give a path with a slash in it"
 	case errors.Is(err, syscall.ENOEXEC):
 		return "a script needs a first line such as #!/bin/sh"
+	case errors.Is(err, ErrNotExecutable) && errors.Is(err, syscall.EACCES):
+		return "is it meant to be run? chmod +x makes it executable"
+	case errors.Is(err, ErrPath):
+		return "run from a directory that holds all the paths, or leave out what cannot be recorded with --exclude"
 	case errors.Is(err, ErrChanged):
 		return "something else writes there during the step; wait for it, or leave the file out with --exclude"
 	}

@@ -13,6 +13,8 @@ import (
 // Resources lists the files for a statement, at most limit of them. When there
 // are more, directories that were asked for are folded into one dirHash each,
 // the largest first; a file that was asked for by name always stands for itself.
+// A dirHash covers regular files only: symlinks in a folded directory are left
+// out of it and added to Skipped.
 func (r *Recording) Resources(limit int) ([]link.Resource, error) {
 	folded := map[int]bool{}
 	for {
@@ -52,6 +54,10 @@ func (r *Recording) list(names map[string]bool, folded map[int]bool) ([]link.Res
 		}
 		tree := make(map[string][32]byte, len(root.files))
 		for _, n := range root.files {
+			if r.files[n].link {
+				r.Skipped = append(r.Skipped, n+": symlink, which a dirHash does not cover")
+				continue
+			}
 			rel := n
 			if root.name != "." {
 				rel = strings.TrimPrefix(n, root.name+"/")
@@ -64,5 +70,7 @@ func (r *Recording) list(names map[string]bool, folded map[int]bool) ([]link.Res
 		}
 		out = append(out, link.Resource{Name: root.name, Digest: map[string]string{link.DirHashAlg: sum}})
 	}
+	slices.Sort(r.Skipped)
+	r.Skipped = slices.Compact(r.Skipped)
 	return out, nil
 }

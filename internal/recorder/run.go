@@ -19,6 +19,8 @@ type Command struct {
 	Stdin  *os.File
 	Stdout *os.File
 	Stderr *os.File
+	// Untraced runs the tool without looking at it: onExec is never called.
+	Untraced bool
 }
 
 // Status is how a tool ended.
@@ -64,18 +66,27 @@ func run(c Command, onExec func(*Exec) error) (_ Status, err error) {
 	}
 	defer sig.stop()
 
+	if c.Untraced {
+		t.execs = 1 // nothing tells us of it
+	} else if err := seize(pid); err != nil {
+		return Status{}, t.abandon(err)
+	}
+	if _, err := release.Write([]byte{'G'}); err != nil {
+		return Status{}, t.abandon(err)
+	}
+	return t.wait()
+}
+
+func seize(pid int) error {
 	// Seized rather than PTRACE_TRACEME or Go's own Ptrace: true: the tool can
 	// be stopped by ^Z as ever, and a signal before exec freezes nothing.
 	// TRACECLONE, because any thread of the tool may exec and then becomes its
 	// main thread; EXITKILL, because a tool nobody watches must not run on.
 	const options = unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
 	if _, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, options, 0, 0); e != 0 {
-		return Status{}, t.abandon(explainTrace(pid, e))
+		return explainTrace(pid, e)
 	}
-	if _, err := release.Write([]byte{'G'}); err != nil {
-		return Status{}, t.abandon(err)
-	}
-	return t.wait()
+	return nil
 }
 
 // startStub starts ourselves as a stub and waits until it is ready.
@@ -181,13 +192,10 @@ func (t *trace) wait() (Status, error) {
 }
 
 func (t *trace) ended(st Status) (Status, error) {
-	switch {
-	case t.failed != nil:
+	if t.failed != nil {
 		return Status{}, t.failed
-	case t.execs > 0:
-		return st, nil
 	}
-	// The stub ended as itself: exec failed and it said why, or it was killed.
+	// When exec failed the stub said why; when it did not, exec closed the pipe.
 	var b [4]byte
 	if n, _ := t.status.Read(b[:]); n == len(b) {
 		errno := syscall.Errno(binary.NativeEndian.Uint32(b[:]))
@@ -197,8 +205,8 @@ func (t *trace) ended(st Status) (Status, error) {
 		}
 		return Status{}, fmt.Errorf("%w: %w", ErrNotExecutable, errno)
 	}
-	if st.Signal != "" {
-		return st, nil // a signal meant for the tool came before it was the tool
+	if t.execs > 0 || st.Signal != "" {
+		return st, nil // or a signal meant for the tool came before it was the tool
 	}
 	return Status{}, fmt.Errorf("the stub ended with code %d before it became the tool: %w", st.Code, ErrTrace)
 }

@@ -22,8 +22,12 @@ import (
 // that it was computed from has changed.
 type authorizedCache struct {
 	mu sync.Mutex
-	m  map[string]*authorizedSet // by agent ID
+	m  map[string][]*authorizedSet // by agent ID, newest last
 }
+
+// setsPerAgent is how many sets of selectors are remembered of one agent: the
+// node's own, and those that issuing asks about.
+const setsPerAgent = 8
 
 type authorizedSet struct {
 	generation uint64
@@ -40,15 +44,12 @@ func (s *Server) authorized(agentID string, selectors []store.Selector) (*author
 	if err != nil {
 		return nil, err
 	}
-	s.cache.mu.Lock()
-	set := s.cache.m[agentID]
-	s.cache.mu.Unlock()
-	if set != nil && set.generation == gen && slices.Equal(set.selectors, selectors) {
+	if set := s.cache.get(agentID, gen, selectors); set != nil {
 		return set, nil
 	}
 	// An entry that changes while we look raises the generation, so what is
 	// cached under the older number is computed again.
-	set = &authorizedSet{generation: gen, selectors: selectors, entries: make(map[string]*store.Entry)}
+	set := &authorizedSet{generation: gen, selectors: selectors, entries: make(map[string]*store.Entry)}
 	if err := s.below(agentID, set.entries); err != nil {
 		return nil, err
 	}
@@ -67,13 +68,32 @@ func (s *Server) authorized(agentID string, selectors []store.Selector) (*author
 		set.sorted = append(set.sorted, e)
 	}
 	slices.SortFunc(set.sorted, func(a, b *store.Entry) int { return cmp.Compare(a.ID, b.ID) })
-	s.cache.mu.Lock()
-	if len(s.cache.m) > maxCachedAgents {
-		clear(s.cache.m)
-	}
-	s.cache.m[agentID] = set
-	s.cache.mu.Unlock()
+	s.cache.put(agentID, set)
 	return set, nil
+}
+
+func (c *authorizedCache) get(agentID string, gen uint64, selectors []store.Selector) *authorizedSet {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, set := range c.m[agentID] {
+		if set.generation == gen && slices.Equal(set.selectors, selectors) {
+			return set
+		}
+	}
+	return nil
+}
+
+func (c *authorizedCache) put(agentID string, set *authorizedSet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m == nil || len(c.m) > maxCachedAgents {
+		c.m = make(map[string][]*authorizedSet)
+	}
+	sets := slices.DeleteFunc(slices.Clone(c.m[agentID]), func(old *authorizedSet) bool { return old.generation != set.generation })
+	if len(sets) == setsPerAgent {
+		sets = sets[1:]
+	}
+	c.m[agentID] = append(sets, set)
 }
 
 // maxCachedAgents bounds the cache; over it everything is computed anew.

@@ -18,14 +18,18 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/rootlink/rootlink/internal/attestca"
+	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
 	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
 
@@ -46,6 +50,16 @@ type Server struct {
 	nonces        *attest.NonceMaker
 	tcp, admin    net.Listener
 
+	// The node attestor; nil when nothing makes an EK genuine.
+	nodeserver *nodeserver.Plugin
+	plugin     *catalog.Plugin
+	attestor   nodeattestorv1.NodeAttestorClient
+	running    attestations
+	limiter    *addressLimiter
+
+	judge  *policy.Judge
+	leaves replayCache
+
 	count counters
 	cache authorizedCache
 
@@ -57,7 +71,6 @@ type Server struct {
 // opens both listeners. Nothing is served before Run.
 func New(ctx context.Context, c Config) (_ *Server, err error) {
 	s := new(Server)
-	s.cache.m = make(map[string]*authorizedSet)
 	if s.cfg, err = c.check(); err != nil {
 		return nil, err
 	}
@@ -89,6 +102,11 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	var key [32]byte
 	rand.Read(key[:]) // never fails
 	s.nonces = attest.NewNonceMaker(key)
+	s.judge = policy.NewJudge()
+	s.limiter = newAddressLimiter(s.cfg.AttestationRate, s.cfg.AttestationBurst)
+	if err = s.loadAttestor(ctx); err != nil {
+		return nil, err
+	}
 	if s.tcp, err = net.Listen("tcp", s.cfg.Listen); err != nil {
 		return nil, err
 	}
@@ -206,6 +224,9 @@ func (s *Server) Close() error {
 		}
 		if s.admin != nil {
 			closed(s.admin.Close())
+		}
+		if s.plugin != nil {
+			closed(s.plugin.Close())
 		}
 		if s.store != nil {
 			closed(s.store.Close())

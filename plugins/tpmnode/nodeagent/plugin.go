@@ -80,19 +80,17 @@ var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
 // SetLogger is called by the host.
 func (p *Plugin) SetLogger(l hclog.Logger) { p.log = l }
 
-// PluginServer returns what a host loads as the plugin.
-func (p *Plugin) PluginServer() pluginsdk.PluginServer {
-	return nodeattestorv1.NodeAttestorPluginServer(p)
+// Servers returns what our agent loads: the plugin, its configuration and the
+// Quoter.
+func (p *Plugin) Servers() (pluginsdk.PluginServer, []pluginsdk.ServiceServer) {
+	plugin, services := p.ExternalServers()
+	return plugin, append(services, wire.QuoterService(p))
 }
 
-// Services returns the services beside it. The Quoter is for our own agent,
-// which shares its process; an external plugin must not offer it.
-func (p *Plugin) Services(withQuoter bool) []pluginsdk.ServiceServer {
-	s := []pluginsdk.ServiceServer{configv1.ConfigServiceServer(p)}
-	if withQuoter {
-		s = append(s, wire.QuoterService(p))
-	}
-	return s
+// ExternalServers returns what an external plugin serves. The Quoter is for an
+// agent in the same process, which measures what it asks quotes for.
+func (p *Plugin) ExternalServers() (pluginsdk.PluginServer, []pluginsdk.ServiceServer) {
+	return nodeattestorv1.NodeAttestorPluginServer(p), []pluginsdk.ServiceServer{configv1.ConfigServiceServer(p)}
 }
 
 // Configure checks the configuration, the device's permissions and the data

@@ -152,14 +152,16 @@ type agent struct {
 	imaLog   []byte
 	chunk    int // size of log chunks; 0 for the largest allowed
 
-	request func(*tpmv1.AttestRequest)
-	secret  func(blob, encrypted []byte) ([]byte, error)
-	quote   func(*tpm2.TPMSAttest)
-	pcrs    []attest.PCRSelection // instead of those asked for
-	proof   func(*tpmv1.Proof)
-	log     func(*tpmv1.LogChunk)
-	ack     func(*tpmv1.Ack)
-	pause   func(step string) // called before each answer is sent
+	request   func(*tpmv1.AttestRequest)
+	challenge func(*tpmv1.Challenge)
+	secret    func(blob, encrypted []byte) ([]byte, error)
+	quote     func(*tpm2.TPMSAttest)
+	pcrs      []attest.PCRSelection // instead of those asked for
+	proof     func(*tpmv1.Proof)
+	log       func(*tpmv1.LogChunk)
+	ack       func(*tpmv1.Ack)
+	pause     func(step string) // called before each answer is sent
+	stall     string            // the step that is never answered
 }
 
 func newAgent(t *testing.T, h *host) *agent {
@@ -195,10 +197,16 @@ func (a *agent) do(t *testing.T, h *host) (*result, error) {
 		a.request(r)
 	}
 	b := marshal(t, r)
-	a.wait("request")
-	if err := stream.Send(&nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_Payload{Payload: b}}); err != nil {
-		t.Fatal(err)
+	// Sends to a stream that has ended show in the next Recv.
+	send := func(step string, m *nodeattestorv1.AttestRequest) {
+		if a.pause != nil {
+			a.pause(step)
+		}
+		if a.stall != step {
+			_ = stream.Send(m)
+		}
 	}
+	send("request", &nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_Payload{Payload: b}})
 	out := new(result)
 	for {
 		m, err := stream.Recv()
@@ -209,15 +217,7 @@ func (a *agent) do(t *testing.T, h *host) (*result, error) {
 			return out, nil
 		}
 		answer, step := a.answer(t, m.GetChallenge(), out)
-		a.wait(step)
-		// An answer to a stream that has ended shows in the next Recv.
-		_ = stream.Send(&nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_ChallengeResponse{ChallengeResponse: marshal(t, answer)}})
-	}
-}
-
-func (a *agent) wait(step string) {
-	if a.pause != nil {
-		a.pause(step)
+		send(step, &nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_ChallengeResponse{ChallengeResponse: marshal(t, answer)}})
 	}
 }
 
@@ -265,6 +265,9 @@ func (a *agent) answer(t *testing.T, b []byte, out *result) (*tpmv1.AgentMessage
 
 func (a *agent) prove(t *testing.T, c *tpmv1.Challenge) *tpmv1.Proof {
 	t.Helper()
+	if a.challenge != nil {
+		a.challenge(c)
+	}
 	activate := a.secret
 	if activate == nil {
 		activate = a.tpm.ActivateCredential
@@ -312,6 +315,7 @@ func mustAttest(t *testing.T, h *host, a *agent) *result {
 // an AK certificate, and without a word to the caller that only the log may say.
 func mustRefuse(t *testing.T, h *host, a *agent, code codes.Code, reason string) {
 	t.Helper()
+	before := len(h.logged())
 	r, err := a.do(t, h)
 	if err == nil {
 		t.Fatalf("attested as %s with %v", r.attributes.SpiffeId, r.attributes.SelectorValues)
@@ -325,7 +329,7 @@ func mustRefuse(t *testing.T, h *host, a *agent, code codes.Code, reason string)
 	if text := status.Convert(err).Message(); len(text) > 80 {
 		t.Errorf("the caller is told %q", text)
 	}
-	if log := h.logged(); !strings.Contains(log, "reason="+reason) {
+	if log := h.logged()[before:]; !strings.Contains(log, "reason="+reason+" ") {
 		t.Errorf("the log does not say %s:\n%s", reason, log)
 	}
 	h.mu.Lock()

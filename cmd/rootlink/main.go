@@ -1,0 +1,60 @@
+// Command rootlink records and signs build steps with an identity rooted in a
+// TPM, and verifies what others recorded.
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/recorder"
+	"github.com/rootlink/rootlink/internal/verifycmd"
+)
+
+func init() {
+	if recorder.IsStub() {
+		// Only here is the main goroutine still on the main thread for certain.
+		runtime.LockOSThread()
+	}
+}
+
+func main() {
+	if recorder.IsStub() {
+		recorder.RunStub()
+	}
+	// No signal context: while a tool runs, ^C is the tool's affair. Commands
+	// that want one make it for the time they need it.
+	os.Exit(cli.Main(context.Background(), newRoot(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func newRoot() *cobra.Command {
+	root := cli.Root("rootlink", "Sign build steps with an identity rooted in a TPM, and verify them", version())
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if c.Annotations[needsGroup] != "" {
+			return nil // gives it up itself, once it is connected to the agent
+		}
+		_, err := recorder.DropGroup()
+		return err
+	}
+	root.AddCommand(
+		runCommand(),
+		whoamiCommand(),
+		verifycmd.VerifyCommand(),
+		verifycmd.InspectCommand(),
+	)
+	return root
+}
+
+// needsGroup marks the commands that connect to the agent as the recorder group.
+const needsGroup = "needs-recorder-group"
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

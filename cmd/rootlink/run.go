@@ -1,0 +1,101 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/recorder"
+)
+
+func runCommand() *cobra.Command {
+	var s recorder.Step
+	onFailure, ifUnavailable := choice{"discard", "record"}, choice{"fail", "unsigned"}
+	failure, unavailable := onFailure[0], ifUnavailable[0]
+	cmd := &cobra.Command{
+		Use:   "run --step NAME --products PATH... [flags] -- COMMAND [ARG...]",
+		Short: "Run a build step, and sign what went in and what came out",
+		Long: `Run a build step, and sign what went in and what came out.
+
+The command is started stopped, measured by the agent, and runs on the same
+terminal as if rootlink were not there. When it has ended well, its products are
+hashed and a key made for this one statement signs it, with a certificate that
+leads back to the TPM. The bundle appears when all of it has succeeded.
+
+Paths are recorded relative to the working directory. Directories are walked;
+.git is left out. docs/recording.md has the rules.
+
+Exit code: the command's own. 125 when rootlink itself failed, 126 when the
+command cannot be run, 127 when it is not found.`,
+		Example: `  rootlink run --step build --materials . --products hello -- go build -o hello .`,
+		Args:    cobra.ArbitraryArgs,
+		Annotations: map[string]string{
+			needsGroup: "true",
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if c.ArgsLenAtDash() > 0 || c.ArgsLenAtDash() < 0 && len(args) > 0 {
+				return cli.Fail(cli.ExitRun, fmt.Errorf("unexpected argument %q", args[0]), "put the command behind --")
+			}
+			if c.Flags().Changed("bundle-dir") && s.BundleOut != "" {
+				return cli.Fail(cli.ExitRun, fmt.Errorf("both --bundle-dir and --bundle-out"), "give one of them")
+			}
+			s.Command = args
+			s.RecordFailure, s.AllowUnsigned = failure == "record", unavailable == "unsigned"
+			s.Version, s.Stderr = version(), os.Stderr
+			code, err := s.Run()
+			if err == nil && code != 0 {
+				return cli.Status(code)
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.Name, "step", "", "name of the step")
+	f.StringArrayVar(&s.Materials, "materials", nil, "file or directory that goes in (repeatable)")
+	f.StringArrayVar(&s.Products, "products", nil, "file or directory that comes out (repeatable)")
+	f.StringArrayVar(&s.Exclude, "exclude", nil, "pattern of names to leave out of both, such as '*.o' or 'dist/**/tmp' (repeatable)")
+	f.StringVar(&s.BundleDir, "bundle-dir", ".", "directory for the bundle, STEP.KEY.sigstore.json")
+	f.StringVar(&s.BundleOut, "bundle-out", "", "file for the bundle")
+	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
+	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
+	f.StringArrayVar(&s.ExtraEnv, "env", nil, "name of a further environment variable to record (repeatable)")
+	f.Var(onFailure.value(&failure), "on-failure", "when the command fails: record it, or discard")
+	f.Var(ifUnavailable.value(&unavailable), "if-unavailable", "without agent, identity or ptrace: fail, or record unsigned")
+	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent or server that is away")
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return cli.Fail(cli.ExitRun, err, "see `rootlink run --help`")
+	})
+	return cmd
+}
+
+// choice is a flag with few values, the first of them the default.
+type choice []string
+
+type choiceValue struct {
+	choice
+	to *string
+}
+
+func (c choice) value(to *string) *choiceValue { return &choiceValue{c, to} }
+
+func (v *choiceValue) String() string {
+	if v.to == nil {
+		return ""
+	}
+	return *v.to
+}
+func (v *choiceValue) Type() string { return strings.Join(v.choice, "|") }
+
+func (v *choiceValue) Set(s string) error {
+	for _, c := range v.choice {
+		if s == c {
+			*v.to = s
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not one of %s", s, strings.Join(v.choice, ", "))
+}

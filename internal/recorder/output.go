@@ -1,0 +1,75 @@
+package recorder
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// write writes the logs and then the bundle, which so never names a log that
+// is not there yet.
+func (r *state) write(s *Signed) error {
+	b, err := s.Bundle.Marshal()
+	if err != nil {
+		return err
+	}
+	out := r.BundleOut
+	if out == "" {
+		out = filepath.Join(r.BundleDir, fmt.Sprintf("%s.%x%s", r.Name, s.KeyHash[:4], link.BundleSuffix))
+	}
+	dir := filepath.Dir(out)
+	for _, log := range []struct {
+		digest *attest.TypedDigest
+		data   []byte
+		suffix string
+	}{{s.Evidence.EventLog, s.EventLog, ""}, {s.Evidence.IMALog, s.IMALog, ".imalog"}} {
+		if log.digest == nil || len(log.data) == 0 {
+			continue
+		}
+		name := link.EventLogName(log.digest)
+		if log.suffix != "" {
+			name = fmt.Sprintf("%s-%x%s", log.digest.Alg, log.digest.Value, log.suffix)
+		}
+		if err := writeLog(filepath.Join(dir, name), log.digest, log.data); err != nil {
+			return err
+		}
+	}
+	if err := cli.WriteFile(out, b, 0o644); err != nil {
+		return err
+	}
+	r.say("%s signed by %s", out, s.SPIFFEID)
+	return nil
+}
+
+// writeLog writes a log under the name of its digest; one that is there
+// already is the same.
+func writeLog(path string, d *attest.TypedDigest, data []byte) error {
+	sum := sha256.Sum256(data)
+	if d.Alg != "sha256" || !bytes.Equal(sum[:], d.Value) {
+		return errors.New("the agent sent another log than the evidence names")
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() && st.Size() == int64(len(data)) {
+		return nil
+	}
+	return cli.WriteFile(path, data, 0o644)
+}
+
+// writeUnsigned writes the bare statement, never under a bundle's name.
+func (r *state) writeUnsigned(p *link.Prepared) error {
+	out := filepath.Join(r.BundleDir, r.Name+".unsigned.json")
+	if r.BundleOut != "" {
+		out = r.BundleOut + ".unsigned"
+	}
+	if err := cli.WriteFile(out, append(p.Payload(), '\n'), 0o644); err != nil {
+		return err
+	}
+	r.say("%s is NOT signed", out)
+	return nil
+}

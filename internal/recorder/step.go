@@ -1,0 +1,397 @@
+package recorder
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/link"
+	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
+)
+
+// Step is one run of `rootlink run`.
+type Step struct {
+	Name      string
+	Command   []string
+	Materials []string
+	Products  []string
+	Exclude   []string
+	BundleDir string // "" with BundleOut
+	BundleOut string
+	Socket    string // of the agent, "" for SPIFFE_ENDPOINT_SOCKET
+	SPIFFEID  string // which identity, when several match
+	ExtraEnv  []string
+
+	RecordFailure bool // sign also when the command failed
+	AllowUnsigned bool // without agent or identity, record unsigned
+	IssueTimeout  time.Duration
+	Version       string
+	Stderr        *os.File
+}
+
+// stepName is what can also be part of a file name.
+var stepName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+
+func (s *Step) validate() error {
+	usage := func(hint, format string, args ...any) error {
+		return cli.Fail(cli.ExitRun, fmt.Errorf(format, args...), hint)
+	}
+	switch {
+	case !stepName.MatchString(s.Name):
+		return usage("letters, digits, dot, dash and underscore, at most 128", "--step %q is not a step name", s.Name)
+	case len(s.Command) == 0:
+		return usage("put it behind --: rootlink run --step build -- make", "no command to run")
+	case len(s.Products) == 0:
+		return usage("name what the command makes with --products", "nothing to sign: a statement is about the products of a step")
+	case s.IssueTimeout <= 0:
+		return usage("such as 5m", "--issue-timeout must be positive")
+	}
+	// What would fail at the end is to fail before hours of building.
+	dir := s.BundleDir
+	if s.BundleOut != "" {
+		dir = filepath.Dir(s.BundleOut)
+	}
+	if st, err := os.Stat(dir); err != nil {
+		return usage("make the directory first", "the bundle cannot be written: %w", err)
+	} else if !st.IsDir() {
+		return usage("", "%s is not a directory", dir)
+	}
+	for _, p := range s.Products {
+		if _, err := Normalise(p); err != nil {
+			return usage("run from a directory that holds them all", "--products: %w", err)
+		}
+	}
+	return nil
+}
+
+// state is what a run has found out so far.
+type state struct {
+	*Step
+	agent    *Agent // nil when the record will be unsigned
+	measured *workloadv1.MeasureResponse
+	execs    []link.Executable
+	stmt     link.Statement
+}
+
+// Run runs the step and returns the code to exit with: the command's own once
+// it has run. An error is ours. Nothing is left behind unless all went well.
+func (s *Step) Run() (code int, err error) {
+	if err := s.validate(); err != nil {
+		return 0, err
+	}
+	env := os.Environ()
+	path, err := Lookup(s.Command[0], env)
+	if err != nil {
+		return 0, explain(err)
+	}
+	r := &state{Step: s}
+	if err := r.connect(); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if r.agent != nil {
+			r.agent.Close()
+		}
+	}()
+	materials, err := r.before(env)
+	if err != nil {
+		return 0, explain(err)
+	}
+	r.stmt.Byproducts.Started = time.Now().UTC().Truncate(time.Millisecond)
+	st, err := Run(Command{Path: path, Args: s.Command, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, r.onExec)
+	if errors.Is(err, ErrTrace) && s.AllowUnsigned {
+		r.unsigned(err)
+		st, err = Run(Command{Path: path, Args: s.Command, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Untraced: true}, nil)
+	}
+	if err != nil {
+		return 0, explain(err)
+	}
+	r.stmt.Byproducts.Finished = time.Now().UTC().Truncate(time.Millisecond)
+	r.stmt.Byproducts.ExitCode, r.stmt.Byproducts.Signal = &st.Code, st.Signal
+	if st.Code != 0 && !s.RecordFailure {
+		r.say("the command failed (%s): nothing was signed", describe(st))
+		return st.Code, nil
+	}
+	err = r.after(materials)
+	if err != nil && st.Code != 0 {
+		// The command's failure is what the caller must hear of first.
+		cli.Report(s.Stderr, explain(err))
+		return st.Code, nil
+	}
+	return st.Code, explain(err)
+}
+
+func describe(st Status) string {
+	if st.Signal != "" {
+		return st.Signal
+	}
+	return fmt.Sprintf("exit code %d", st.Code)
+}
+
+// interruptible is a context that ends with ^C, for what happens outside of
+// the tool's life. The second ^C kills.
+func interruptible() (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+func (r *state) connect() error {
+	ctx, stop := interruptible()
+	defer stop()
+	a, err := Connect(ctx, r.Socket)
+	if err == nil {
+		r.agent = a
+		return nil
+	}
+	if _, derr := DropGroup(); derr != nil {
+		return derr
+	}
+	if r.AllowUnsigned && ctx.Err() == nil {
+		r.unsigned(err)
+		return nil
+	}
+	return err
+}
+
+// unsigned gives up signing, loudly.
+func (r *state) unsigned(why error) {
+	if r.agent != nil {
+		r.agent.Close()
+		r.agent = nil
+	}
+	r.say("UNSIGNED: %s", why)
+}
+
+func (r *state) say(format string, args ...any) {
+	fmt.Fprintf(r.Stderr, "rootlink: "+format+"\n", args...)
+}
+
+// before records what there is before the tool starts.
+func (r *state) before(env []string) (*Recording, error) {
+	ctx, stop := interruptible()
+	defer stop()
+	git := make(chan *link.Git, 1)
+	go func() { git <- gitState(ctx) }()
+	materials, err := r.hash(ctx, "materials", r.Materials, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.stmt.Step, r.stmt.Command = r.Name, r.Command
+	r.stmt.Environment = environment(env, r.ExtraEnv, r.Version)
+	r.stmt.Environment.Git = <-git
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if r.stmt.Materials, err = materials.Resources(link.MaxMaterials); err != nil {
+		return nil, err
+	}
+	return materials, nil
+}
+
+func (r *state) hash(ctx context.Context, what string, paths []string, before *Recording) (*Recording, error) {
+	p := cli.NewProgress(r.Stderr)
+	defer p.Done()
+	rec, err := Hash(ctx, paths, Options{Exclude: r.Exclude, Before: before, Progress: func(files, bytes int64) {
+		p.Printf("hashing %s: %d files, %d MiB", what, files, bytes>>20)
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return rec, nil
+}
+
+// onExec has the tool measured while it is stopped.
+func (r *state) onExec(e *Exec) error {
+	if r.agent == nil {
+		return r.note(e, nil)
+	}
+	ctx, stop := context.Background(), func() {}
+	if e.N == 1 {
+		// ^C before the tool has run its first instruction is for us.
+		var cancel context.CancelFunc
+		ctx, cancel = interruptible()
+		stop = func() { cancel() }
+	}
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, r.IssueTimeout)
+	defer cancel()
+	m, err := r.agent.Measure(ctx, r.SPIFFEID)
+	if err != nil {
+		if r.AllowUnsigned && Unavailable(err) {
+			r.unsigned(err)
+			return r.note(e, nil)
+		}
+		if e.N > 1 {
+			err = cli.Hint(fmt.Errorf("the tool went on to run %s: %w", e.Path, err), cli.HintOf(err))
+		}
+		return err
+	}
+	r.measured = m
+	if e.N == 1 && !m.GetMeasurement().GetRecorderProtected() {
+		// Known to whoever verifies; here only for who debugs an installation.
+		r.stmt.Environment.Recorder += " (unprotected)"
+	}
+	return r.note(e, m.GetMeasurement().GetTool())
+}
+
+// note adds an exec to the record, with the agent's digest of it or our own.
+func (r *state) note(e *Exec, tool []byte) error {
+	if tool == nil {
+		sum, err := e.HashExecutable()
+		if err != nil {
+			return err
+		}
+		tool = sum[:]
+	}
+	add := func(path, role string, sum []byte) {
+		x := link.Executable{Path: path, Role: role, Digest: map[string]string{"sha256": hex.EncodeToString(sum)}}
+		for _, have := range r.execs {
+			if have.Path == x.Path && have.Role == x.Role && have.Digest["sha256"] == x.Digest["sha256"] {
+				return
+			}
+		}
+		r.execs = append(r.execs, x)
+	}
+	role := "tool"
+	if e.Script != nil {
+		role = "interpreter"
+	}
+	add(e.Path, role, tool)
+	if e.Script != nil {
+		add(e.Script.Path, "script", e.Script.SHA256[:])
+	}
+	return nil
+}
+
+// after records what came out, and signs.
+func (r *state) after(materials *Recording) error {
+	ctx, stop := interruptible()
+	defer stop()
+	products, err := r.hash(ctx, "products", r.Products, materials)
+	if err != nil {
+		return err
+	}
+	if r.stmt.Subjects, err = products.Resources(link.MaxSubjects); err != nil {
+		return fmt.Errorf("products: %w", err)
+	}
+	if len(r.stmt.Subjects) == 0 {
+		return cli.Fail(cli.ExitRun, errors.New("the products are empty directories: nothing to sign"), "check --products and --exclude")
+	}
+	for _, rec := range []*Recording{materials, products} {
+		if n := len(rec.Skipped); n > 0 {
+			r.say("%d names without content of their own were not recorded, the first is %s", n, rec.Skipped[0])
+		}
+	}
+	if self, err := os.Readlink("/proc/self/exe"); err == nil && r.measured != nil {
+		r.execs = append(r.execs, link.Executable{Path: self, Role: "recorder",
+			Digest: map[string]string{"sha256": hex.EncodeToString(r.measured.GetMeasurement().GetRecorder())}})
+	}
+	r.stmt.Byproducts.Executables = r.execs
+	prepared, err := link.Prepare(&r.stmt)
+	if err != nil {
+		return err
+	}
+	if r.agent == nil {
+		return r.writeUnsigned(prepared)
+	}
+	signed, err := r.sign(ctx, prepared)
+	if err != nil {
+		if r.AllowUnsigned && Unavailable(err) && ctx.Err() == nil {
+			r.unsigned(err)
+			return r.writeUnsigned(prepared)
+		}
+		return err
+	}
+	return r.write(signed)
+}
+
+func (r *state) sign(ctx context.Context, p *link.Prepared) (*Signed, error) {
+	limited, cancel := context.WithTimeout(ctx, r.IssueTimeout)
+	defer cancel()
+	told := ""
+	s, err := r.agent.Sign(limited, p, func(why error) {
+		if msg := why.Error(); msg != told {
+			told = msg
+			r.say("waiting to sign, up to %s: %s", r.IssueTimeout, msg)
+		}
+	})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return s, err
+}
+
+// explain gives an error of this package its exit code and hint.
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, context.Canceled) {
+		return cli.Fail(130, errors.New("interrupted: nothing was signed"), "")
+	}
+	code := cli.ExitRun
+	switch {
+	case errors.Is(err, ErrNotFound):
+		code = cli.ExitNotFound
+	case errors.Is(err, ErrNotExecutable):
+		code = cli.ExitNotRunnable
+	}
+	hint := Hint(err)
+	if hint == "" {
+		hint = cli.HintOf(err)
+	}
+	return cli.Fail(code, err, hint)
+}
+
+// errLooked ends the tool of whoami, which must never run.
+var errLooked = errors.New("looked")
+
+// Whoami asks what this process, or a command that is started and killed
+// before its first instruction, would be given.
+func Whoami(socket string, command []string, stderr io.Writer) (*workloadv1.WhoamiResponse, error) {
+	ctx, stop := interruptible()
+	defer stop()
+	var path string
+	if len(command) > 0 {
+		var err error
+		if path, err = Lookup(command[0], os.Environ()); err != nil {
+			return nil, explain(err)
+		}
+	}
+	a, err := Connect(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	ctx, cancel := context.WithTimeout(ctx, oneAttempt)
+	defer cancel()
+	if len(command) == 0 {
+		resp, err := a.Whoami(ctx, false)
+		return resp, explain(err)
+	}
+	var resp *workloadv1.WhoamiResponse
+	_, err = Run(Command{Path: path, Args: command, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, func(*Exec) error {
+		var err error
+		if resp, err = a.Whoami(ctx, true); err != nil {
+			return err
+		}
+		return errLooked
+	})
+	if err != nil && !errors.Is(err, errLooked) {
+		return nil, explain(err)
+	}
+	if resp == nil {
+		return nil, cli.Fail(cli.ExitRun, errors.New("the command ended before it could be looked at"), "")
+	}
+	return resp, nil
+}

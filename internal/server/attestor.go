@@ -1,0 +1,111 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/policy"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
+)
+
+// loadAttestor starts the built-in node attestor on our own store and
+// attestation CA. Without anything that makes an EK genuine there is none to
+// start: the server then runs and attests nobody.
+func (s *Server) loadAttestor(ctx context.Context) error {
+	if len(s.cfg.EKRoots) == 0 && s.cfg.EKAllow == "" {
+		return nil
+	}
+	s.nodeserver = nodeserver.New(nodeserver.Options{
+		Policies: func(context.Context) ([]policy.Revision, error) { return s.policies() },
+		Pins:     s.store,
+		Banned: func(ctx context.Context, agentID string) (bool, error) {
+			banned, err := s.store.Banned(agentID)
+			if banned {
+				s.running.with(ctx, func(a *attestation) { a.banned = true })
+			}
+			return banned, err
+		},
+		OnAttested: func(ctx context.Context, a *nodeserver.Attested) error {
+			if !s.running.with(ctx, func(at *attestation) { at.proved = a }) {
+				return errors.New("no such attestation")
+			}
+			return nil
+		},
+		OnAlarm: func(ctx context.Context, a nodeserver.Alarm) {
+			s.count.add("alarm/" + string(a.Kind))
+			if err := s.store.AddAgentEvent(context.WithoutCancel(ctx), a.AgentID, string(a.Kind), a.Detail); err != nil {
+				s.cfg.Log.Error("record alarm", "error", err)
+			}
+		},
+		CA:  s.attestationCA,
+		Now: s.cfg.Now,
+	})
+	impl, services := s.nodeserver.Servers()
+	var err error
+	s.plugin, err = catalog.LoadBuiltIn(ctx, catalog.BuiltIn{Name: wire.PluginName, Plugin: impl, Services: services},
+		catalog.Options{TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log})
+	if err != nil {
+		return err
+	}
+	if err := s.plugin.Configure(ctx, s.attestorConfig()); err != nil {
+		return err
+	}
+	s.attestor, err = s.plugin.ServerNodeAttestor()
+	return err
+}
+
+// attestorConfig is plugin_data as an operator would write it.
+func (s *Server) attestorConfig() string {
+	var b strings.Builder
+	list := func(key string, values []string) {
+		quoted := make([]string, len(values))
+		for i, v := range values {
+			quoted[i] = strconv.Quote(v)
+		}
+		fmt.Fprintf(&b, "%s = [%s]\n", key, strings.Join(quoted, ", "))
+	}
+	text := func(key, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "%s = %s\n", key, strconv.Quote(value))
+		}
+	}
+	if len(s.cfg.EKRoots) > 0 {
+		list("ek_roots", s.cfg.EKRoots)
+	}
+	text("ek_allow", s.cfg.EKAllow)
+	text("ek_deny", s.cfg.EKDeny)
+	text("pcrs", wire.FormatPCRs(s.cfg.QuotePCRs))
+	text("pcr_selectors", wire.FormatPCRs(s.cfg.PCRSelectors))
+	text("round_timeout", s.cfg.RoundTimeout.String())
+	fmt.Fprintf(&b, "want_event_log = %t\nwant_ima_log = %t\nrefuse_ak_change = %t\n",
+		!s.cfg.NoEventLog, s.cfg.WantIMALog, s.cfg.RefuseAKChange)
+	return b.String()
+}
+
+// policies returns the PCR policies in force, as they are judged.
+func (s *Server) policies() ([]policy.Revision, error) {
+	list, err := s.store.PCRPolicies()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]policy.Revision, len(list))
+	for i := range list {
+		out[i] = policy.Revision{Policy: &list[i].Policy, Digest: list[i].Digest}
+	}
+	return out, nil
+}
+
+// EKRoots returns what makes an endorsement key genuine, as the node attestor
+// judges it now; trust.json carries it to verifiers.
+func (s *Server) EKRoots() (attest.EKRoots, error) {
+	if s.nodeserver == nil {
+		return attest.EKRoots{}, errors.New("no TPM can attest here: the server was given neither EK roots nor an allow-list")
+	}
+	return s.nodeserver.EKRoots()
+}

@@ -1,0 +1,281 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/policy"
+	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/svid"
+)
+
+// maxCSRs is SPIRE's own limit on one call.
+const maxCSRs = 500
+
+// svidOverhead is about what a certificate holds beside what its CSR held, in
+// bytes.
+const svidOverhead = 1 << 10
+
+// refusal is why no SVID was issued. Its reason is from a fixed set: it is
+// counted by.
+type refusal struct {
+	reason string
+	code   codes.Code
+	err    error
+}
+
+func (r *refusal) Error() string { return r.reason + ": " + r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+// refuse is for what stays refused.
+func refuse(reason, format string, args ...any) error {
+	return &refusal{reason, codes.PermissionDenied, fmt.Errorf(format, args...)}
+}
+
+// stale is for what other evidence, made now, may get past.
+func stale(reason string, err error) error { return &refusal{reason, codes.Aborted, err} }
+
+// issuance is what the items of one BatchNewX509SVID call share.
+type issuance struct {
+	agent     *store.Agent
+	agentKey  [32]byte // proved by the handshake
+	now       time.Time
+	selectors []store.Selector // of the node, by its record
+	policies  []policy.Revision
+	ek        attest.EKRoots
+}
+
+// BatchNewX509SVID signs CSRs for entries that the calling agent is authorised
+// for. Each item has a status of its own, in the order of the request; a reply
+// that would be too large is cut short, and the agent asks again for the rest.
+func (v *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
+	if len(req.Params) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "missing parameters")
+	}
+	if len(req.Params) > maxCSRs {
+		return nil, status.Errorf(codes.ResourceExhausted, "%d CSRs, at most %d allowed", len(req.Params), maxCSRs)
+	}
+	n, size := 0, 0
+	for _, p := range req.Params {
+		if size += len(p.GetCsr()) + svidOverhead; n > 0 && size > maxPageBytes {
+			break
+		}
+		n++
+	}
+	in, err := v.s.newIssuance(callerOf(ctx))
+	if err != nil {
+		return nil, v.s.internal("issue SVIDs", err)
+	}
+	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, n)
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, p := range req.Params[:n] {
+		g.Go(func() error {
+			results[i] = v.s.result(in, p)
+			return nil
+		})
+	}
+	g.Wait() // no item fails the call
+	return &svidv1.BatchNewX509SVIDResponse{Results: results}, nil
+}
+
+func (s *Server) newIssuance(c *caller) (*issuance, error) {
+	in := &issuance{agent: c.agent, agentKey: c.key(), now: s.cfg.Now(), selectors: s.nodeSelectors(c.agent)}
+	var err error
+	if in.policies, err = s.policies(); err != nil {
+		return nil, err
+	}
+	if c.agent.KeyBound {
+		if in.ek, err = s.EKRoots(); err != nil {
+			return nil, err
+		}
+	}
+	return in, nil
+}
+
+// result never panics past itself: a nil result would take a stock agent down.
+func (s *Server) result(in *issuance, p *svidv1.NewX509SVIDParams) (out *svidv1.BatchNewX509SVIDResponse_Result) {
+	out = new(svidv1.BatchNewX509SVIDResponse_Result)
+	var err error
+	defer func() {
+		if err != nil {
+			st := status.Convert(err)
+			out.Svid, out.Status = nil, &types.Status{Code: int32(st.Code()), Message: st.Message()}
+		}
+	}()
+	defer s.recovered("BatchNewX509SVID", &err)
+	cert, profile, ierr := s.newSVID(in, p)
+	var r *refusal
+	switch {
+	case errors.As(ierr, &r):
+		s.count.add("issue_refused/" + r.reason)
+		s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", p.GetEntryId(), "reason", r.reason, "error", r.err)
+		err = status.Error(r.code, r.Error())
+	case ierr != nil:
+		s.count.add("issue_refused/other")
+		s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", p.GetEntryId(), "reason", "other", "error", ierr)
+		err = s.issueError(ierr)
+	default:
+		s.count.add("issued/" + profile.String())
+		out.Status, out.Svid = okStatus(), svidToProto(cert, "")
+	}
+	return out
+}
+
+// newSVID decides on one CSR, top down, and signs.
+func (s *Server) newSVID(in *issuance, p *svidv1.NewX509SVIDParams) (*svid.SVID, svid.Profile, error) {
+	entry, err := s.entryFor(in, p.GetEntryId(), in.selectors)
+	if err != nil {
+		return nil, 0, err
+	}
+	csr, err := parseCSR(p.GetCsr())
+	if err != nil {
+		return nil, 0, &refusal{"csr", codes.InvalidArgument, fmt.Errorf("malformed CSR: %w", err)}
+	}
+	id, err := spiffeid.FromString(entry.SPIFFEID)
+	if err != nil {
+		return nil, 0, err
+	}
+	r := svid.Request{
+		Profile: svid.Workload, ID: id, PublicKey: csr.PublicKey, SPKI: csr.RawSubjectPublicKeyInfo,
+		DNSNames: entry.DNSNames, TTL: entry.X509TTL, Now: in.now,
+	}
+	if r.TTL == 0 {
+		r.TTL = s.cfg.X509TTL
+	}
+	record, err := attest.FromExtensions(csr.Extensions)
+	switch {
+	case errors.Is(err, attest.ErrNoEvidence):
+		if isStep(entry) {
+			return nil, 0, refuse("step_without_evidence", "entry %s is for recorded steps, whose SVIDs need leaf evidence", entry.ID)
+		}
+		if s.needsEvidence(entry.SPIFFEID) {
+			return nil, 0, refuse("evidence_missing", "SVIDs of %s need leaf evidence on this server", entry.SPIFFEID)
+		}
+	case err != nil:
+		return nil, 0, &refusal{"evidence_malformed", codes.InvalidArgument, err}
+	default:
+		if err := s.checkLeaf(in, entry, csr, record, &r); err != nil {
+			return nil, 0, err
+		}
+	}
+	// No SVID outlives its entry.
+	if !entry.ExpiresAt.IsZero() {
+		r.TTL = min(r.TTL, entry.ExpiresAt.Sub(in.now))
+	}
+	cert, err := s.issue(r)
+	if errors.Is(err, svid.ErrEvidence) {
+		err = stale("evidence", err)
+	}
+	return cert, r.Profile, err
+}
+
+// entryFor returns the entry if the agent, with these node selectors, is
+// authorised for it and it can be issued for.
+func (s *Server) entryFor(in *issuance, id string, selectors []store.Selector) (*store.Entry, error) {
+	set, err := s.authorized(in.agent.ID, selectors)
+	if err != nil {
+		return nil, err
+	}
+	entry := set.entries[id]
+	if entry == nil {
+		return nil, &refusal{"entry", codes.NotFound, fmt.Errorf("entry %q not found or not authorized", id)}
+	}
+	if !s.issuable(entry, in.agent) {
+		return nil, refuse("not_issuable", "entry %s has expired or needs evidence that this node cannot give", id)
+	}
+	return entry, nil
+}
+
+// checkLeaf decides on leaf evidence, and completes the request with it.
+// Everything is checked before the leaf counts as used.
+func (s *Server) checkLeaf(in *issuance, entry *store.Entry, csr *x509.CertificateRequest, record *attest.Evidence, r *svid.Request) error {
+	if !in.agent.KeyBound || in.agent.Attestation == nil {
+		return refuse("agent_unbound", "this node's attestation did not cover its agent's key")
+	}
+	if record.Policy != nil {
+		return refuse("policy_claimed", "the policy field is the server's to fill in")
+	}
+	node := in.agent.Attestation
+	verified, _, err := attest.Verify(record, attest.Binding{
+		TrustDomain: s.cfg.TrustDomain, SPIFFEID: entry.SPIFFEID, SVIDKey: sha256.Sum256(csr.RawSubjectPublicKeyInfo),
+		AgentKey: &in.agentKey, EKHash: &node.EKHash, At: in.now,
+	}, attest.Options{
+		AttestationCAs: s.attestationCA.Chain(),
+		EK:             in.ek,
+		RequiredPCRs:   s.cfg.QuotePCRs,
+		CheckNonce:     func(n [32]byte) error { return s.nonces.Check(n, in.agent.ID, in.now) },
+	})
+	if err != nil {
+		return verifyRefusal(err)
+	}
+	if err := s.sameBoot(in, verified); err != nil {
+		return err
+	}
+	leaf := verified.Leaf()
+	if err := checkRole(entry, &leaf, r); err != nil {
+		return err
+	}
+	if err := checkSelectors(in, entry, &leaf); err != nil {
+		return err
+	}
+	ref, err := s.checkPolicy(in, entry, verified)
+	if err != nil {
+		return err
+	}
+	hash, err := leaf.Hash()
+	if err != nil {
+		return err
+	}
+	if err := s.leaves.use(hash, in.now); err != nil {
+		return stale("leaf_replayed", err)
+	}
+	// The copy that goes into the certificate says which policy let it pass;
+	// the quote and all that it covers stay byte for byte.
+	embedded := *record
+	embedded.Policy = ref
+	r.Evidence = &svid.Evidence{Record: &embedded, Verified: verified}
+	if r.Profile == svid.Issuer {
+		r.TTL = s.cfg.IssuerTTL
+	}
+	return nil
+}
+
+// verifyRefusal names the check that failed. What the agent could mend by
+// making new evidence is told apart from what it could not.
+func verifyRefusal(err error) error {
+	var c *attest.CheckError
+	if !errors.As(err, &c) {
+		return stale("evidence", err)
+	}
+	code := codes.PermissionDenied
+	switch c.ID {
+	case "nonce.fresh", "ak_cert.time", "leaf.agent_key":
+		code = codes.Aborted
+	}
+	return &refusal{"evidence_" + snakeID(c.ID), code, err}
+}
+
+// snakeID turns "quote.pcr_digest" into "quote_pcr_digest".
+func snakeID(id string) string {
+	b := []byte(id)
+	for i := range b {
+		if b[i] == '.' {
+			b[i] = '_'
+		}
+	}
+	return string(b)
+}
