@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/link"
@@ -59,6 +60,9 @@ func trustExport(at *location) *cobra.Command {
 		}
 		r, err := cl.admin.ExportTrust(ctx, req)
 		if err != nil {
+			if err = cli.FromRPC(err); rpcCode(err) == codes.FailedPrecondition {
+				return cli.Hint(err, "start the server with --ek-roots or --ek-allow")
+			}
 			return err
 		}
 		for _, n := range r.Notes {

@@ -151,7 +151,7 @@ func (s *Service) trustedRoot() (json.RawMessage, error) {
 func (s *Service) addEKs(ctx context.Context, f *link.TrustFile, anyNode bool, notes *[]string) error {
 	ek, err := s.ek()
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errNothing, err)
 	}
 	for _, c := range ek.Roots {
 		f.EK.Roots = append(f.EK.Roots, c.Raw)
