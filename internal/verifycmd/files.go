@@ -131,6 +131,9 @@ func findEventLog(bundle string, raw []byte) ([]byte, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if d := attest.EventLogDigest(log); err == nil && d.Alg == e.EventLog.Alg && !bytes.Equal(d.Value, e.EventLog.Value) {
+		return nil, nil // not that log: as good as none
+	}
 	return log, err
 }
 

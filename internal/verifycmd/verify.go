@@ -134,6 +134,9 @@ func hint(f *link.Failure, err error) string {
 	if errors.Is(err, link.ErrExpired) {
 		return "verify within the SVID's lifetime; a timestamp in the bundle would make it last (not supported yet)"
 	}
+	if errors.Is(err, link.ErrNotYetValid) {
+		return "check this machine's clock, and that of the one that issued it"
+	}
 	switch f.Check {
 	case "trust.window":
 		return "export a new trust.json: rootlink-server trust export"

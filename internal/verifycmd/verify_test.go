@@ -197,7 +197,7 @@ func TestVerifyExitCodes(t *testing.T) {
 		}, []string{bundleName}, cli.ExitCrypto, "not signed by the SVID's key"},
 		"another identity":  {nil, []string{"--identity", "spiffe://example.org/other", bundleName}, cli.ExitPolicy, "hint: someone else signed"},
 		"an hour later":     {func(t *testing.T, d *desk) { d.now = d.now.Add(time.Hour) }, []string{bundleName}, cli.ExitCrypto, "a timestamp in the bundle"},
-		"an hour earlier":   {func(t *testing.T, d *desk) { d.now = d.now.Add(-90 * time.Minute) }, []string{bundleName}, cli.ExitPolicy, "future"},
+		"an hour earlier":   {func(t *testing.T, d *desk) { d.now = d.now.Add(-90 * time.Minute) }, []string{bundleName}, cli.ExitPolicy, "hint: check this machine's clock"},
 		"trust.json is old": {func(t *testing.T, d *desk) { d.now = d.now.AddDate(0, 2, 0) }, []string{bundleName}, cli.ExitPolicy, "export a new trust.json"},
 		"older run":         {nil, []string{"--not-before", "2027-03-01T12:00:01Z", bundleName}, cli.ExitPolicy, "older run"},
 	} {

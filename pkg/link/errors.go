@@ -18,6 +18,11 @@ var (
 	ErrUnsupported = errors.New("not supported yet")
 	// ErrRolledBack: a trust.json with a lower serial than one already seen.
 	ErrRolledBack = errors.New("rolled back")
+	// ErrExpired: the SVID was no longer valid at T.
+	ErrExpired = errors.New("expired")
+	// ErrNotYetValid: the SVID or trust.json begins later, by the verifier's
+	// clock.
+	ErrNotYetValid = errors.New("not valid yet")
 )
 
 func malformed(format string, args ...any) error {

@@ -115,7 +115,7 @@ func (l *LinkResult) tree(r *Result) *node {
 		return top
 	}
 	leaf.text = fmt.Sprintf("link %s: step %q", Clean(l.Name), Clean(s.Step))
-	leaf.notes = append(leaf.notes, "command "+Clean(strings.Join(s.Command, " ")))
+	leaf.notes = append(leaf.notes, "command "+abbreviate(Clean(strings.Join(s.Command, " "))))
 	facts := []string{fmt.Sprintf("%d materials, %d products", s.Materials, len(s.Subjects))}
 	if s.ExitCode != nil {
 		facts = append(facts, fmt.Sprintf("exit code %d", *s.ExitCode))
@@ -253,6 +253,15 @@ func pcrList(banks map[string]map[string]string) string {
 		out = append(out, bank+":"+strings.Join(runs, ","))
 	}
 	return "PCRs " + strings.Join(out, " ")
+}
+
+// abbreviate keeps a line one that a person reads; the rest is in the JSON.
+func abbreviate(s string) string {
+	const most = 160 // characters
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return s
 }
 
 // Clean makes characters that a terminal might obey, or that hide others, visible.

@@ -128,6 +128,13 @@ func (t *Trust) readAuthorities() (err error) {
 	if t.authorities, err = parseTrustedRoot(t.file.TrustedRoot); err != nil {
 		return err
 	}
+	for _, a := range t.authorities {
+		for _, u := range a.Certificate.URIs {
+			if u.String() != t.td.IDString() {
+				return malformed("SVID authority %q is of %s, not of trust domain %s", a.Certificate.Subject, u, t.td)
+			}
+		}
+	}
 	cas := t.file.AttestationCAs
 	if len(cas) == 0 || len(cas) > MaxAuthorities {
 		return malformed("%d attestation CAs, 1 to %d allowed", len(cas), MaxAuthorities)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rootlink/rootlink/internal/forge"
 )
 
 var day = time.Date(2030, 5, 1, 12, 0, 0, 0, time.UTC)
@@ -108,6 +110,11 @@ func TestTrustRefuses(t *testing.T) {
 			ca := v["certificateAuthorities"].([]any)[0].(map[string]any)
 			ca["certChain"] = map[string]any{"certificates": []any{map[string]any{"rawBytes": leaf.Raw}}}
 			f.TrustedRoot, _ = json.Marshal(v)
+		},
+		"authority of another trust domain": func(f *TrustFile) {
+			w := forge.NewWorld(t)
+			f.TrustedRoot, _ = MarshalTrustedRoot([]Authority{{Certificate: w.Authority, Start: day}})
+			f.TrustDomain, f.Requirements[0].Identity = "example.com", "spiffe://example.com/x"
 		},
 		"no attestation CA":      func(f *TrustFile) { f.AttestationCAs = nil },
 		"attestation CA, a leaf": func(f *TrustFile) { _, c := testSigner(t); f.AttestationCAs[0].Certificate = c.Raw },

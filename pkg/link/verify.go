@@ -133,7 +133,7 @@ func skip(report *[]attest.Check, checks []check) {
 
 func checkTrustWindow(t *Trust, now time.Time) (string, error) {
 	if now.Before(t.Issued().Add(-MaxClockSkew)) {
-		return "", fmt.Errorf("trust.json was issued at %s, in the future", stamp(t.Issued()))
+		return "", fmt.Errorf("trust.json is %w: issued at %s, it is %s", ErrNotYetValid, stamp(t.Issued()), stamp(now))
 	}
 	// An attacker who can withhold updates must not be able to for ever.
 	if !now.Before(t.Expires()) {

@@ -100,7 +100,7 @@ func TestRefusesExpiredTrust(t *testing.T) {
 func TestRefusesTrustFromTheFuture(t *testing.T) {
 	s := newScene(t)
 	s.file.Issued = s.at.Add(2 * MaxClockSkew)
-	s.refuses(t, "trust.window", ErrPolicy, "future")
+	s.refuses(t, "trust.window", ErrNotYetValid, "issued")
 }
 
 func TestRefusesToVerifyWithoutAnIdentity(t *testing.T) {
@@ -248,5 +248,5 @@ func TestRefusesSVIDExpiredBeforeSigning(t *testing.T) {
 func TestRefusesSVIDNotYetValid(t *testing.T) {
 	s := newScene(t)
 	s.at = s.Now.Add(-30 * time.Second)
-	s.refuses(t, "svid.validity", ErrCrypto)
+	s.refuses(t, "svid.validity", ErrNotYetValid)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
+	"net/url"
 	"testing"
 	"time"
 
@@ -116,9 +117,18 @@ func TestRefusesEvidenceMovedToAnotherTrustDomain(t *testing.T) {
 		s.Leaf.SPIFFEID = "spiffe://example.com/build" // of the SVID that is now issued
 		return e
 	}
+	// The other domain's authority, which even has the same key.
+	tmpl := *s.Authority
+	tmpl.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.com"}}
+	s.Authority = forge.Sign(t, &tmpl, nil, s.AuthorityKey().Public(), s.AuthorityKey())
+	root, err := MarshalTrustedRoot([]Authority{{Certificate: s.Authority, Start: s.Authority.NotBefore}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.file.TrustedRoot = root
 	s.file.TrustDomain, s.in.Identity = "example.com", "spiffe://example.com/build"
 	s.requirement().Identity = "spiffe://example.com/build"
-	_, err := s.verify(t)
+	_, err = s.verify(t)
 	wantCheck(t, err, "leaf.commitment")
 }
 

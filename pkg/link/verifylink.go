@@ -124,11 +124,7 @@ func (v *linkVerifier) svidProfile() (string, error) {
 func (v *linkVerifier) svidAuthority() (string, error) {
 	var reason error
 	for _, a := range v.trust.authorities {
-		if err := v.leaf.CheckSignatureFrom(a.Certificate); err != nil {
-			continue
-		}
-		if string(v.leaf.RawIssuer) != string(a.Certificate.RawSubject) {
-			reason = fmt.Errorf("signed by %q under another name", a.Certificate.Subject)
+		if string(v.leaf.RawIssuer) != string(a.Certificate.RawSubject) || v.leaf.CheckSignatureFrom(a.Certificate) != nil {
 			continue
 		}
 		// The window is the operator's: an authority prepared, and not yet
@@ -164,13 +160,10 @@ func (a Authority) window() string {
 	return stamp(a.Start) + " to " + stamp(a.End)
 }
 
-// ErrExpired: the SVID was no longer valid at T.
-var ErrExpired = errors.New("expired")
-
 func (v *linkVerifier) svidValidity() (string, error) {
 	c := v.leaf
 	if v.at.Before(c.NotBefore) {
-		return "", fmt.Errorf("the SVID is valid from %s only, it is %s", stamp(c.NotBefore), stamp(v.at))
+		return "", fmt.Errorf("the SVID is %w: from %s, it is %s", ErrNotYetValid, stamp(c.NotBefore), stamp(v.at))
 	}
 	if v.at.After(c.NotAfter) {
 		return "", fmt.Errorf("the SVID %w at %s, and without a timestamp nothing shows that the link was signed before", ErrExpired, stamp(c.NotAfter))
