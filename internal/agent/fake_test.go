@@ -263,6 +263,14 @@ func (s *fakeServer) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 	if err != nil || csr.CheckSignature() != nil {
 		return status.Error(codes.InvalidArgument, "bad CSR")
 	}
+	key, _ := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	want := sha256.Sum256(key)
+	if said, bound, err := wire.AgentKey(stream.Context()); err != nil || bound == s.stock || bound && said != want {
+		return status.Errorf(codes.InvalidArgument, "agent key named: %v, %x, %v", bound, said, err)
+	}
+	if s.stock { // its plugins cannot know the key
+		want = [32]byte{}
+	}
 	for i := range 3 {
 		if err := stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Challenge{Challenge: []byte{byte(i)}}}); err != nil {
 			return err
@@ -271,8 +279,6 @@ func (s *fakeServer) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 		if err != nil {
 			return err
 		}
-		key, _ := x509.MarshalPKIXPublicKey(csr.PublicKey)
-		want := sha256.Sum256(key)
 		if got := req.GetChallengeResponse(); len(got) != 33 || got[0] != byte(i) || [32]byte(got[1:]) != want {
 			return status.Error(codes.PermissionDenied, "challenge not met, or the proof does not bind the CSR key")
 		}
@@ -446,9 +452,9 @@ type fakeAttestor struct {
 }
 
 func (fakeAttestor) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestationServer) error {
-	key, bound, err := wire.AgentKey(stream.Context())
-	if err != nil || !bound {
-		return status.Error(codes.InvalidArgument, "no agent key")
+	key, _, err := wire.AgentKey(stream.Context())
+	if err != nil {
+		return status.Error(codes.InvalidArgument, "bad agent key")
 	}
 	if err := stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{Data: &nodeattestorv1.PayloadOrChallengeResponse_Payload{Payload: []byte("payload")}}); err != nil {
 		return err

@@ -21,8 +21,11 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
+	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
 
 // attest runs one attestation with a new key and returns a session that holds
@@ -65,7 +68,7 @@ func (n *Node) attestOnce(ctx context.Context) (*Session, error) {
 		return nil, err
 	}
 	defer conn.Close()
-	svid, err := n.converse(ctx, conn, csr, keyHash)
+	svid, err := n.attestOn(ctx, conn, csr, keyHash)
 	if err != nil {
 		if reason, ok := denial(err); ok && reason == types.PermissionDeniedDetails_AGENT_BANNED {
 			return nil, fmt.Errorf("%w: %w", ErrBanned, err)
@@ -88,11 +91,41 @@ func (n *Node) attestOnce(ctx context.Context) (*Session, error) {
 	return n.newSession(key, keyHash, svid)
 }
 
+// attestOn binds the CSR's key into the attestation if the server can check it.
+// A stock SPIRE server hides the CSR from its plugins, so there the proof must
+// bind none.
+func (n *Node) attestOn(ctx context.Context, conn *grpc.ClientConn, csr []byte, keyHash [32]byte) (*types.X509SVID, error) {
+	stock, err := isStock(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	if !stock {
+		// On the call to the server and on the call to the plugin.
+		ctx = wire.WithAgentKey(ctx, keyHash)
+	}
+	return n.converse(ctx, conn, csr)
+}
+
+// isStock asks the verified server for something that only ours has. Nobody in
+// between can answer for it.
+func isStock(ctx context.Context, conn *grpc.ClientConn) (bool, error) {
+	var nonce [32]byte
+	rand.Read(nonce[:])
+	_, err := nodev1.NewNodeClient(conn).GetSignedBundle(ctx, &nodev1.GetSignedBundleRequest{Nonce: nonce[:]})
+	if status.Code(err) == codes.Unimplemented {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask what the server is: %w", err)
+	}
+	return false, nil
+}
+
 // converse carries messages between the server and the plugin until the server
 // has an SVID for us.
-func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte, keyHash [32]byte) (*types.X509SVID, error) {
+func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte) (*types.X509SVID, error) {
 	// Ending the plugin's stream tells it that the attestation is over.
-	pctx, cancel := context.WithCancel(wire.WithAgentKey(ctx, keyHash))
+	pctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	plugin, err := n.cfg.NodeAttestor.AidAttestation(pctx)
 	if err != nil {
