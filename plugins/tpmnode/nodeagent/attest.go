@@ -151,6 +151,10 @@ func (a *attestation) introduce() error {
 	if a.ak, err = a.dev.AK(ctx); err != nil {
 		return deviceStatus("load the AK", err)
 	}
+	info, err := a.dev.Info(ctx)
+	if err != nil {
+		return deviceStatus("describe the TPM", err)
+	}
 	b, err := wire.EncodeRequest(&tpmv1.AttestRequest{
 		Version:             wire.Version,
 		EkChain:             ek.Chain,
@@ -160,6 +164,8 @@ func (a *attestation) introduce() error {
 		AkCreationAttest:    a.ak.CreationAttest,
 		AkCreationSignature: a.ak.CreationSignature,
 		TrustDomain:         a.trustDomain,
+		TpmManufacturer:     info.Manufacturer,
+		TpmVendor:           info.VendorString,
 	})
 	if err != nil {
 		return status.Errorf(codes.Internal, "attestation request: %v", err)

@@ -83,7 +83,12 @@ func (h *host) alarmKinds() string {
 // test needs, and edit may change the options.
 func newHost(t *testing.T, config string, edit func(*Options)) *host {
 	t.Helper()
-	h := &host{dir: t.TempDir(), maker: forge.NewMaker(t, "Forge Semiconductor"), now: forge.Epoch()}
+	return newHostAt(t, forge.Epoch(), config, edit)
+}
+
+func newHostAt(t *testing.T, now time.Time, config string, edit func(*Options)) *host {
+	t.Helper()
+	h := &host{dir: t.TempDir(), maker: forge.NewMaker(t, "Forge Semiconductor"), now: now}
 	h.write(t, "roots.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.maker.Root.Raw})))
 	h.write(t, "allow", "")
 	h.write(t, "deny", "")

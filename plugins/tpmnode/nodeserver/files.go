@@ -157,10 +157,16 @@ func openPins(path string) (*filePins, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	// An unreadable file is not an empty one: every pin would be open again.
-	if err := d.Decode(&p.data); err != nil || p.data.Version != 1 || p.data.AKs == nil || p.data.TPMs == nil {
-		return nil, cli.Hint(fmt.Errorf("pins: %s is damaged or of another version: %w", path, err),
+	var data pinData
+	err = d.Decode(&data)
+	if err == nil && (data.Version != 1 || data.AKs == nil || data.TPMs == nil || d.More()) {
+		err = errors.New("not the pins of this version")
+	}
+	if err != nil {
+		return nil, cli.Hint(fmt.Errorf("pins: %s: %w", path, err),
 			"restore it from a backup; removing it lets every TPM be pinned anew")
 	}
+	p.data = data
 	return p, nil
 }
 
