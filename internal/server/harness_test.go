@@ -12,8 +12,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -452,4 +454,14 @@ func bundleOf(t *testing.T, conn grpc.ClientConnInterface) *types.Bundle {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return s
+}
+
+func spiffeURL(s string) ([]*url.URL, error) {
+	u, err := url.Parse(s)
+	return []*url.URL{u}, err
 }
