@@ -65,6 +65,7 @@ func run(c Command, onExec func(*Exec) error) (_ Status, err error) {
 		return Status{}, t.abandon(err)
 	}
 	defer sig.stop()
+	t.signals = sig
 
 	if c.Untraced {
 		t.execs = 1 // nothing tells us of it
@@ -153,6 +154,8 @@ type trace struct {
 	onExec func(*Exec) error
 	execs  int
 	failed error // why the tool was killed
+
+	signals *signals
 }
 
 // abandon kills the tool, reaps it and returns err.
@@ -228,11 +231,17 @@ func (t *trace) stopped(tid int, ws unix.WaitStatus) {
 		case sig == unix.SIGSTOP || sig == unix.SIGTSTP || sig == unix.SIGTTIN || sig == unix.SIGTTOU:
 			// Stopped as a job: stays so until SIGCONT, and we are told then.
 			unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_LISTEN, uintptr(tid), 0, 0, 0, 0)
+			if tid == t.pid {
+				t.signals.toolStopped(sig)
+			}
 		case tid != t.pid && !isThread(t.pid, tid):
 			// A process that clone made without the usual exit signal: like
 			// any other child of the tool it is its own affair.
 			unix.PtraceDetach(tid)
 		default:
+			if tid == t.pid {
+				t.signals.stopped.Store(false)
+			}
 			unix.PtraceCont(tid, 0)
 		}
 	case 0:
