@@ -44,6 +44,15 @@ func runRole(role string) int {
 			return 125
 		}
 		return st.Code
+	case "group": // as installed setgid: gives up the group, then runs os.Args[1:]
+		fmt.Println("before:", syscall.Getegid())
+		had, err := DropGroup()
+		d, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+		fmt.Println("after:", had, err, syscall.Getegid(), "dumpable:", d)
+		os.Setenv("RECORDER_TEST_ROLE", "status")
+		st, err := record(os.Stdout, os.Args[1:], func(*Exec) error { return nil })
+		fmt.Println("end:", st.Code, err)
+		return 0
 	case "thread-exec": // execs from a thread that is not the main one
 		os.Unsetenv("RECORDER_TEST_ROLE")
 		done := make(chan error)
@@ -245,6 +254,56 @@ func TestToolInheritsNothingOfOurs(t *testing.T) {
 	}
 	if a, b := strings.Join(pick(out), ""), strings.Join(pick(string(want)), ""); a != b || a == "" {
 		t.Errorf("recorded:\n%s\ndirect:\n%s", a, b)
+	}
+}
+
+// A setgid recorder run by an ordinary user: the tool gets nothing of the group,
+// can be traced, and the recorder itself cannot.
+func TestSetgidRecorder(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it installs a setgid file")
+	}
+	const group, user = 54321, 65534
+	dir, err := os.MkdirTemp("", "sg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, setgid := filepath.Join(dir, "plain"), filepath.Join(dir, "setgid")
+	for _, p := range []string{plain, setgid} {
+		if err := os.WriteFile(p, self, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(setgid, 0, group); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(setgid, 0o755|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(setgid, plain)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "RECORDER_TEST_ROLE=group")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	b, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	out := string(b)
+	for _, want := range []string{
+		"before: 54321\n", "after: true <nil> 65534 dumpable: 0\n", // undumpable for good
+		"\nGid:\t65534\t65534\t65534\t65534\n", "Dumpable: 1", "end: 1 <nil>",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
 	}
 }
 
