@@ -1,6 +1,7 @@
 package forge
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -62,6 +63,14 @@ func (ca *AttestationCA) Certify(tb testing.TB, s attest.AKStatement, key crypto
 	return Sign(tb, t, ca.Cert, key, ca.Key)
 }
 
+// AgentID is whom NewWorld's nonce is for.
+const AgentID = "spiffe://example.org/spire/agent/tpmnode/00"
+
+// Nonces makes the nonces of a World.
+func Nonces() *attest.NonceMaker {
+	return attest.NewNonceMaker([32]byte(bytes.Repeat([]byte{1}, 32)))
+}
+
 // World is one of everything: a maker, a TPM, an attestation CA, an SVID
 // authority, an agent, and a workload about to sign a statement.
 type World struct {
@@ -108,7 +117,6 @@ func NewWorldWith(tb testing.TB, m *Maker, t *TPM) *World {
 	}, nil, w.authorityKey.Public(), w.authorityKey)
 
 	exe, rec, tool := sha256.Sum256([]byte("rootlink")), sha256.Sum256([]byte("rootlink")), sha256.Sum256([]byte("go"))
-	nonces := attest.NewNonceMaker([32]byte{1})
 	w.Leaf = attest.Leaf{
 		Kind: attest.KindLeaf, KeyOrigin: attest.OriginCaller,
 		TrustDomain: "example.org", SPIFFEID: "spiffe://example.org/build",
@@ -116,7 +124,7 @@ func NewWorldWith(tb testing.TB, m *Maker, t *TPM) *World {
 		Executable: exe, Recorder: rec, Tool: tool,
 		Payload:   sha256.Sum256([]byte("the statement")),
 		Selectors: []string{"binary:recorder:sha256:00", "binary:tool:sha256:01"},
-		Nonce:     nonces.Make("spiffe://example.org/spire/agent/tpmnode/00", w.Now),
+		Nonce:     Nonces().Make(AgentID, w.Now),
 	}
 	if _, err := rand.Read(w.Leaf.Salt[:]); err != nil {
 		tb.Fatal(err)

@@ -142,13 +142,13 @@ func TestRefusesEvidence(t *testing.T) {
 			o.Revoked = revoke(attest.RevokedExecutable, hex.EncodeToString(w.Leaf.Tool[:]), time.Time{})
 		}, check: "leaf.revocation", want: attest.ErrRevoked},
 		"replayed nonce": {bend: func(_ *testing.T, w *forge.World, _ ev, _ bi, o op) {
-			m := attest.NewNonceMaker([32]byte{1})
+			m := forge.Nonces()
 			o.CheckNonce = func(n [32]byte) error {
 				return m.Check(n, "spiffe://example.org/spire/agent/tpmnode/00", w.Now.Add(2*time.Minute))
 			}
 		}, check: "nonce.fresh", want: attest.ErrNonceExpired},
 		"nonce of another agent": {bend: func(_ *testing.T, w *forge.World, _ ev, _ bi, o op) {
-			m := attest.NewNonceMaker([32]byte{1})
+			m := forge.Nonces()
 			o.CheckNonce = func(n [32]byte) error { return m.Check(n, "spiffe://example.org/spire/agent/tpmnode/01", w.Now) }
 		}, check: "nonce.fresh", want: attest.ErrNonceForeign},
 		"old evidence re-wrapped under new dates": {bend: func(_ *testing.T, w *forge.World, _ ev, b bi, _ op) { later(w, b, 2*time.Minute) }, check: "time.svid", want: attest.ErrTime},
@@ -222,7 +222,7 @@ func spki(t *testing.T, der []byte) []byte {
 func TestVerifyAtTheServer(t *testing.T) {
 	w := forge.NewWorld(t)
 	e, b, o := w.Make(t), w.Binding(), w.Options()
-	m := attest.NewNonceMaker([32]byte{1})
+	m := forge.Nonces()
 	o.CheckNonce = func(n [32]byte) error {
 		return m.Check(n, "spiffe://example.org/spire/agent/tpmnode/00", w.Now.Add(time.Second))
 	}
