@@ -145,8 +145,10 @@ func TestPolicySelectorComesAndGoesWithTheBootState(t *testing.T) {
 	h := newHost(t, "", nil)
 	a := newAgent(t, h)
 	// PCR 17 is not among the default PCRs: the policy makes it quoted.
-	h.write(t, "policies.json", policyFile(t, attest.PCRPolicy{Name: "fleet", Revision: 1,
-		Profiles: []attest.PCRProfile{{Name: "image-1", Banks: values(a.tpm, 7, 17)}}}))
+	h.write(t, "policies.json", policyFile(t, attest.PCRPolicy{
+		Name: "fleet", Revision: 1,
+		Profiles: []attest.PCRProfile{{Name: "image-1", Banks: values(a.tpm, 7, 17)}},
+	}))
 	if err := h.loaded.Configure(t.Context(), h.hcl(fmt.Sprintf("pcr_policies = %q", h.path("policies.json")))); err != nil {
 		t.Fatal(err)
 	}

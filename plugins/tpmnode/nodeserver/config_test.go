@@ -137,7 +137,8 @@ func TestHostsThatKeepThingsThemselvesRefuseFilesForThem(t *testing.T) {
 func TestWarnsOfPoliciesThatAreNeverMet(t *testing.T) {
 	h := newHost(t, "", nil)
 	h.write(t, "p.json", policyFile(t, attest.PCRPolicy{Name: "p", Revision: 1, Profiles: []attest.PCRProfile{
-		{Name: "a", Banks: map[string]map[string]string{"sha384": {"7": strings.Repeat("00", 48)}}}}}))
+		{Name: "a", Banks: map[string]map[string]string{"sha384": {"7": strings.Repeat("00", 48)}}},
+	}}))
 	notes, err := h.loaded.Validate(t.Context(), h.hcl(fmt.Sprintf("pcr_policies = %q", h.path("p.json"))))
 	if err != nil || !strings.Contains(strings.Join(notes, "\n"), "never met") {
 		t.Errorf("%v, %q", err, notes)
@@ -233,9 +234,17 @@ func TestLabelsVirtualTPMs(t *testing.T) {
 		maker, model string
 		want         bool
 	}{
-		{"IFX", "SLB9670", false}, {"STM", "ST33", false}, {"NTC", "NPCT75x", false}, {"IBM", "SW   TPM", true},
-		{"IBM", "swtpm", true}, {"MSFT", "", true}, {"VMW", "VMware TPM", true}, {"GOOG", "", true}, {"AMZN", "", true},
-		{"", "", false}, {"ACME", "swtpm", true},
+		{"IFX", "SLB9670", false},
+		{"STM", "ST33", false},
+		{"NTC", "NPCT75x", false},
+		{"IBM", "SW   TPM", true},
+		{"IBM", "swtpm", true},
+		{"MSFT", "", true},
+		{"VMW", "VMware TPM", true},
+		{"GOOG", "", true},
+		{"AMZN", "", true},
+		{"", "", false},
+		{"ACME", "swtpm", true},
 	} {
 		if got := virtual(tt.maker, tt.model); got != tt.want {
 			t.Errorf("%s %q: virtual %t", tt.maker, tt.model, got)
