@@ -152,15 +152,32 @@ func digestArtifact(name string) (link.Artifact, error) {
 		a.Digest["sha256"] = hex.EncodeToString(h[:])
 		return a, err
 	}
-	files := map[string][32]byte{}
-	err = filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+	err = digestTree(&a, name)
+	return a, err
+}
+
+// digestTree fills in a's files, and its dirHash when it has one.
+func digestTree(a *link.Artifact, name string) error {
+	files, whole := map[string][32]byte{}, true
+	a.Files = map[string]string{}
+	err := filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
 			return err
 		}
-		// A dirHash covers the content of regular files only: what a symbolic
-		// link points to could change without it.
+		if d.Name() == ".git" && path != name {
+			return cli.Hint(fmt.Errorf("%s is not recorded, so it cannot be verified", path), "verify a copy without it, or name the files one by one")
+		}
+		if d.IsDir() {
+			return nil
+		}
 		if !d.Type().IsRegular() {
-			return cli.Hint(fmt.Errorf("%s is not a regular file, and a dirHash does not cover it", path), "remove it, or name the files one by one")
+			// A link to a file is recorded with that file's content, and is not
+			// part of a dirHash.
+			st, err := os.Stat(path)
+			if err != nil || d.Type() != fs.ModeSymlink || !st.Mode().IsRegular() {
+				return cli.Hint(fmt.Errorf("%s is neither a file nor a link to one, so it cannot be verified", path), "remove it, or name the files one by one")
+			}
+			whole = false
 		}
 		rel, err := filepath.Rel(name, path)
 		if err != nil {
@@ -168,13 +185,14 @@ func digestArtifact(name string) (link.Artifact, error) {
 		}
 		h, err := digestFile(path)
 		files[filepath.ToSlash(rel)] = h
+		a.Files[filepath.ToSlash(rel)] = hex.EncodeToString(h[:])
 		return err
 	})
-	if err != nil {
-		return a, err
+	if err != nil || !whole {
+		return err
 	}
 	a.Digest[link.DirHashAlg], err = link.DirHash(files)
-	return a, err
+	return err
 }
 
 func digestFile(name string) (sum [32]byte, err error) {

@@ -180,7 +180,14 @@ func TestVerifyExitCodes(t *testing.T) {
 			if err := os.Symlink("/etc/passwd", d.path("tree/link")); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{bundleName, "tree"}, cli.ExitInternal, "not a regular file"},
+		}, []string{bundleName, "tree"}, cli.ExitPolicy, "not a subject"},
+		"dangling link in a directory": {func(t *testing.T, d *desk) {
+			if err := os.Symlink("nowhere", d.path("tree/link")); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{bundleName, "tree"}, cli.ExitInternal, "neither a file nor a link to one"},
+		"repository in a directory": {func(t *testing.T, d *desk) { d.write(t, "tree/.git/config", nil) },
+			[]string{bundleName, "tree"}, cli.ExitInternal, "is not recorded"},
 		"broken bundle": {func(t *testing.T, d *desk) { d.write(t, bundleName, []byte("not JSON")) },
 			[]string{bundleName}, cli.ExitCrypto, "hint: see what is in it"},
 		"forged signature": {func(t *testing.T, d *desk) {

@@ -45,6 +45,9 @@ type LinkInput struct {
 type Artifact struct {
 	Name   string            `json:"name"`
 	Digest map[string]string `json:"digest"` // "sha256" of a file, DirHashAlg of a directory
+	// Files are those of a directory: relative slash-separated name → hex
+	// SHA-256. A directory whose files a link lists one by one has no dirHash.
+	Files map[string]string `json:"-"`
 }
 
 // Result is what Verify found, complete also when it refused.
@@ -89,10 +92,12 @@ type ArtifactResult struct {
 	Matches []Match `json:"matches"`
 }
 
-// Match is one subject with an artifact's digest.
+// Match is one subject with an artifact's digest, or for a directory whose
+// files are subjects what their names begin with.
 type Match struct {
 	Link    string `json:"link"`
 	Subject string `json:"subject"`
+	Files   int    `json:"files,omitempty"` // matched one by one
 }
 
 // LinkResult is what was found about one link. Fields below Verdict hold what

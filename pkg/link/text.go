@@ -30,7 +30,7 @@ func (r *Result) Text() string {
 	}
 	for _, a := range r.Artifacts {
 		if len(a.Matches) == 0 {
-			fmt.Fprintf(&b, "\n%s  %s\n└── NO LINK\n", Clean(a.Name), digestString(a.Digest))
+			fmt.Fprintf(&b, "\n%s  %s\n└── NO LINK\n", Clean(a.Name), a.content())
 		}
 	}
 	for i := range r.Links {
@@ -100,7 +100,11 @@ func (l *LinkResult) tree(r *Result) *node {
 	for _, a := range r.Artifacts {
 		for _, m := range a.Matches {
 			if m.Link == l.Name {
-				top = &node{text: Clean(a.Name) + "  " + digestString(a.Digest), kids: []*node{top}}
+				how := a.content()
+				if m.Files > 0 {
+					how = fmt.Sprintf("%d files, one by one", m.Files)
+				}
+				top = &node{text: Clean(a.Name) + "  " + how, kids: []*node{top}}
 			}
 		}
 	}

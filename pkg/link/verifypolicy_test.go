@@ -305,6 +305,39 @@ func TestDirectoryIsComparedByItsDirHash(t *testing.T) {
 	s.accepts(t)
 }
 
+// A directory whose files the link lists one by one: each in its place, none
+// missing, none added.
+func TestRefusesDirectoryThatDiffersInOneFile(t *testing.T) {
+	a, b, c := strings.Repeat("aa", 32), strings.Repeat("bb", 32), strings.Repeat("cc", 32)
+	for name, tc := range map[string]struct {
+		files map[string]string
+		words string // "": accepted
+	}{
+		"as recorded":      {map[string]string{"a": a, "sub/b": b}, ""},
+		"content changed":  {map[string]string{"a": a, "sub/b": c}, "sub/b is listed with"},
+		"contents swapped": {map[string]string{"a": b, "sub/b": a}, "is listed with"},
+		"file added":       {map[string]string{"a": a, "sub/b": b, "x": c}, "x is not listed"},
+		"file removed":     {map[string]string{"a": a}, "sub/b is missing"},
+		"file moved":       {map[string]string{"a": a, "b": b}, "b is not listed"},
+		"empty":            {map[string]string{}, "not a subject"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			for n, h := range map[string]string{"out/site/a": a, "out/site/sub/b": b, "out/sitemap/a": c, "a": c} {
+				s.stmt.Subjects = append(s.stmt.Subjects, Resource{Name: n, Digest: map[string]string{"sha256": h}})
+			}
+			s.in.Artifacts = []Artifact{{Name: "site", Files: tc.files}}
+			if tc.words != "" {
+				s.refuses(t, "artifact.subject", ErrPolicy, tc.words)
+				return
+			}
+			if m := s.accepts(t).Artifacts[0].Matches; len(m) != 1 || m[0].Subject != "out/site/" || m[0].Files != 2 {
+				t.Errorf("matches %+v", m)
+			}
+		})
+	}
+}
+
 // Policy failures do not hide each other; a cryptographic one ends the matter.
 func TestReportsEveryPolicyFailure(t *testing.T) {
 	s := newScene(t)
