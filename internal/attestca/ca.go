@@ -158,12 +158,17 @@ func newSerial() (*big.Int, error) {
 // one TPM. The caller has just seen that by credential activation. What comes
 // back has been read again: a certificate that a verifier would refuse is an
 // error here, not there.
-func (c *CA) SignAK(s attest.AKStatement, akPublic crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
-	notBefore := now.Add(-Backdate)
-	if notBefore.Before(c.cert.NotBefore) {
-		notBefore = c.cert.NotBefore
+//
+// A verifier judges the EK's chain at the notBefore of the AK certificate, so
+// the backdating never goes behind what that chain is made of (above): the EK
+// certificate of a TPM that was made a moment ago would not hold there.
+func (c *CA) SignAK(s attest.AKStatement, akPublic crypto.PublicKey, now time.Time, above ...*x509.Certificate) (*x509.Certificate, error) {
+	notBefore := now.Add(-Backdate).UTC().Truncate(time.Second)
+	for _, a := range append(slices.Clip(above), c.cert) {
+		if a.NotBefore.After(notBefore) && !a.NotBefore.After(now) {
+			notBefore = a.NotBefore.UTC()
+		}
 	}
-	notBefore = notBefore.UTC().Truncate(time.Second)
 	notAfter := notBefore.Add(AKLifetime)
 	if notAfter.After(c.cert.NotAfter) {
 		notAfter = c.cert.NotAfter

@@ -252,6 +252,25 @@ func TestSignsAnAKCertificate(t *testing.T) {
 	}
 }
 
+// A TPM whose EK certificate is seconds old, as every software TPM in a test
+// is, must be verifiable: its chain is judged at our notBefore.
+func TestAKCertificateBeginsWithTheEKsChain(t *testing.T) {
+	ca, err := LoadOrCreate(t.TempDir(), now.Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := &x509.Certificate{NotBefore: now.Add(-time.Hour)}
+	young := &x509.Certificate{NotBefore: now.Add(-2 * time.Second)}
+	later := &x509.Certificate{NotBefore: now.Add(time.Hour)} // another maker's: not in this chain
+	cert, err := ca.SignAK(statement(), newKey(t).Public(), now, old, young, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cert.NotBefore.Equal(young.NotBefore) {
+		t.Errorf("not before %v, want %v", cert.NotBefore, young.NotBefore)
+	}
+}
+
 func TestAKCertificateEndsWithItsCA(t *testing.T) {
 	ca, err := LoadOrCreate(t.TempDir(), now)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -357,11 +358,19 @@ func (s *session) certify() error {
 	if roots.Deny[s.ek.Hash] {
 		return ekRefusal(attest.ErrEKDenied)
 	}
+	above := append(slices.Clone(roots.Roots), roots.Intermediates...)
+	for _, der := range s.out.EKChain {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return invalid("malformed", "EK certificate chain is malformed", err)
+		}
+		above = append(above, cert)
+	}
 	s.out.At = s.p.opts.Now()
 	s.out.AKCert, err = s.settings.ca.SignAK(attest.AKStatement{
 		EKHash: s.ek.Hash, EKBasis: s.ek.Basis, EKRoot: s.ek.RootHash, AKName: s.ak.Name,
 		Manufacturer: s.ak.Manufacturer, Firmware: s.ak.Firmware, Software: s.ak.Software,
-	}, s.ak.Public, s.out.At)
+	}, s.ak.Public, s.out.At, above...)
 	if err != nil {
 		return caRefusal(err)
 	}
