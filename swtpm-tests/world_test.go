@@ -377,8 +377,11 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 // retry COMMAND…: runs it until it succeeds (or, with !, fails), for what
 // becomes true a moment later, such as a node's next attestation.
 func cmdRetry(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) > 0 && args[0] == "exec" { // so that a story reads like the line without retry
+		args = args[1:]
+	}
 	if len(args) == 0 {
-		ts.Fatalf("usage: retry COMMAND…")
+		ts.Fatalf("usage: retry [exec] COMMAND…")
 	}
 	ok := poll(startTimeout, func() bool { return (ts.Exec(args[0], args[1:]...) == nil) != neg })
 	if !ok {
