@@ -15,6 +15,7 @@ import (
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/svid"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
@@ -130,7 +131,8 @@ func (s *Service) trustedRoot() (json.RawMessage, error) {
 			// not outdate every trust.json that is out there.
 			w.Start = a.PreparedAt
 		}
-		w.Start = w.Start.UTC().Truncate(time.Second)
+		// SVIDs are backdated, and their authority must hold when they begin.
+		w.Start = w.Start.Add(-svid.Backdate).UTC().Truncate(time.Second)
 		if !w.End.IsZero() {
 			// The last SVID it signed may sign for as long as it lives.
 			w.End = w.End.UTC().Truncate(time.Second).Add(time.Second + server.MaxIssuerTTL)

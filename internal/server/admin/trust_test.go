@@ -112,7 +112,8 @@ func TestAuthorityWindows(t *testing.T) {
 	if len(as) != 3 {
 		t.Fatalf("%d authorities", len(as))
 	}
-	if !as[0].Start.Equal(retired.ActivatedAt) {
+	// The first SVID that it signed begins a little before it did.
+	if !as[0].Start.Equal(retired.ActivatedAt.Add(-svid.Backdate)) {
 		t.Errorf("a retired authority counts from %s", as[0].Start)
 	}
 	// The last step SVID that it signed must still be able to sign its step.
@@ -122,7 +123,7 @@ func TestAuthorityWindows(t *testing.T) {
 	if !as[1].End.IsZero() {
 		t.Errorf("the active authority ends at %s", as[1].End)
 	}
-	if !as[2].Start.Equal(epoch) || !as[2].End.IsZero() {
+	if !as[2].Start.Equal(epoch.Add(-svid.Backdate)) || !as[2].End.IsZero() {
 		t.Errorf("the next authority counts from %s to %s", as[2].Start, as[2].End)
 	}
 }
