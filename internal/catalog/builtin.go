@@ -47,7 +47,7 @@ func LoadBuiltIn(ctx context.Context, b BuiltIn, o Options) (*Plugin, error) {
 	}
 	log := o.Log.With("plugin", b.Name)
 
-	p := &pipe{log: log}
+	p := &pipe{log: log, drain: drainTimeout}
 	if err := p.start(ctx, b, o.HostServices); err != nil {
 		return nil, errors.Join(fmt.Errorf("plugin %q: %w", b.Name, err), p.close())
 	}
@@ -62,6 +62,7 @@ func LoadBuiltIn(ctx context.Context, b BuiltIn, o Options) (*Plugin, error) {
 // pipe is the backend of a built-in plugin.
 type pipe struct {
 	log    *slog.Logger
+	drain  time.Duration
 	plugin *served
 	host   *served // nil unless the plugin wants host services
 	names  []string
@@ -120,8 +121,8 @@ func (p *pipe) startHost(services []pluginsdk.ServiceServer) error {
 // host services go last, since those calls may use them until they end.
 func (p *pipe) close() error {
 	var errs []error
-	if p.plugin != nil && !p.plugin.stop(drainTimeout) {
-		p.log.Warn("plugin calls did not end in time and were abandoned", "timeout", drainTimeout)
+	if p.plugin != nil && !p.plugin.stop(p.drain) {
+		p.log.Warn("plugin calls did not end in time and were abandoned", "timeout", p.drain)
 	}
 	for _, impl := range slices.Backward(p.impls) {
 		if c, ok := impl.(io.Closer); ok {
@@ -131,7 +132,7 @@ func (p *pipe) close() error {
 		}
 	}
 	if p.host != nil {
-		p.host.stop(drainTimeout)
+		p.host.stop(p.drain)
 	}
 	return errors.Join(errs...)
 }

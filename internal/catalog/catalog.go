@@ -41,8 +41,6 @@ var (
 	// ErrNotConfigurable means that a plugin without a Config service was
 	// given configuration, which would have been ignored in silence.
 	ErrNotConfigurable = errors.New("plugin takes no configuration")
-	// ErrClosed means that the plugin has been closed.
-	ErrClosed = errors.New("plugin is closed")
 )
 
 // InvalidConfigError is Validate's verdict on a configuration.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
@@ -240,6 +241,54 @@ func TestCloseWaitsForCallsInFlight(t *testing.T) {
 	if a.atClose != 0 {
 		t.Errorf("closed under %d running calls", a.atClose)
 	}
+}
+
+func TestCloseCancelsCallsThatDoNotEnd(t *testing.T) {
+	entered := make(chan struct{})
+	a := &attestor{attest: func(ctx context.Context, _ *workloadv1.AttestRequest) (*workloadv1.AttestResponse, error) {
+		close(entered)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	p := load(t, a, nil)
+	p.b.(*pipe).drain = 20 * time.Millisecond
+	c := client(t, p)
+	got := make(chan error, 1)
+	go func() {
+		_, err := c.Attest(context.Background(), &workloadv1.AttestRequest{})
+		got <- err
+	}()
+	<-entered
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-got; err == nil {
+		t.Error("the call was not cancelled")
+	}
+	if a.closed != 1 || a.atClose != 0 {
+		t.Errorf("closed %d times, under %d running calls", a.closed, a.atClose)
+	}
+	if _, err := c.Attest(t.Context(), &workloadv1.AttestRequest{}); err == nil {
+		t.Error("a closed plugin answers")
+	}
+}
+
+func TestCloseGivesUpOnAHandlerThatIgnoresItsContext(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	a := &attestor{attest: func(context.Context, *workloadv1.AttestRequest) (*workloadv1.AttestResponse, error) {
+		close(entered)
+		<-release
+		return nil, errors.New("at last")
+	}}
+	p := load(t, a, nil)
+	p.b.(*pipe).drain = 20 * time.Millisecond
+	c := client(t, p)
+	go func() { _, _ = c.Attest(context.Background(), &workloadv1.AttestRequest{}) }()
+	<-entered
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	close(release)
 }
 
 // metrics is a host service.

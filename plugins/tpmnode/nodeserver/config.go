@@ -138,7 +138,7 @@ func (p *Plugin) load(core *configv1.CoreConfiguration, text string, create bool
 	if notes = append(notes, n...); err != nil {
 		return nil, notes, fmt.Errorf("%w: %w", errConfig, err)
 	}
-	if err := s.readState(&c, p.opts, create); err != nil {
+	if err := s.readState(&c, p.opts, p.state.Load(), create); err != nil {
 		return nil, notes, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	return s, notes, nil
@@ -268,8 +268,9 @@ func (s *settings) readPolicies(c *config, o Options) (notes []string, err error
 	return notes, nil
 }
 
-// readState opens what the plugin keeps: the CA and the pins.
-func (s *settings) readState(c *config, o Options, create bool) (err error) {
+// readState opens what the plugin keeps: the CA and the pins. was is the
+// configuration in force, nil at the start.
+func (s *settings) readState(c *config, o Options, was *settings, create bool) (err error) {
 	if (c.CACert == "") != (c.CAKey == "") {
 		return errors.New("attestation_ca_cert and attestation_ca_key go together")
 	}
@@ -293,10 +294,19 @@ func (s *settings) readState(c *config, o Options, create bool) (err error) {
 	if err != nil {
 		return err
 	}
-	s.pins = o.Pins
-	if s.pins == nil {
-		s.pins, err = openPins(filepath.Join(c.DataDir, pinsFile))
+	if s.pins = o.Pins; s.pins != nil {
+		return nil
 	}
+	path := filepath.Join(c.DataDir, pinsFile)
+	if was != nil {
+		// Sessions of the configuration before may still write: two copies of
+		// one file would lose what the other adds.
+		if p, ok := was.pins.(*filePins); ok && p.path == path {
+			s.pins = p
+			return nil
+		}
+	}
+	s.pins, err = openPins(path)
 	return err
 }
 

@@ -137,6 +137,9 @@ func checkServer(m *tpmv1.ServerMessage) error {
 		if c == nil {
 			return malformed("empty challenge")
 		}
+		if len(c.Pcrs) == 0 {
+			return malformed("challenge for a quote of no PCR")
+		}
 		if _, err := SelectionsFromProto(c.Pcrs); err != nil {
 			return err
 		}

@@ -140,6 +140,42 @@ func TestRefusesAnswersOutOfBounds(t *testing.T) {
 	}
 }
 
+func TestRefusesServerMessagesOutOfBounds(t *testing.T) {
+	challenge := func(edit func(*tpmv1.Challenge)) *tpmv1.ServerMessage {
+		c := &tpmv1.Challenge{
+			CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), Pcrs: SelectionsToProto(DefaultPCRs()),
+		}
+		edit(c)
+		return &tpmv1.ServerMessage{Step: &tpmv1.ServerMessage_Challenge{Challenge: c}}
+	}
+	if _, err := EncodeServer(challenge(func(*tpmv1.Challenge) {})); err != nil {
+		t.Errorf("a good challenge: %v", err)
+	}
+	for name, m := range map[string]*tpmv1.ServerMessage{
+		"no step":             {},
+		"empty challenge":     {Step: &tpmv1.ServerMessage_Challenge{}},
+		"short nonce":         challenge(func(c *tpmv1.Challenge) { c.Nonce = c.Nonce[1:] }),
+		"long nonce":          challenge(func(c *tpmv1.Challenge) { c.Nonce = append(c.Nonce, 0) }),
+		"no credential":       challenge(func(c *tpmv1.Challenge) { c.CredentialBlob = nil }),
+		"no PCR":              challenge(func(c *tpmv1.Challenge) { c.Pcrs = nil }),
+		"empty selection":     challenge(func(c *tpmv1.Challenge) { c.Pcrs[0].Indices = nil }),
+		"bank twice":          challenge(func(c *tpmv1.Challenge) { c.Pcrs = append(c.Pcrs, c.Pcrs[0]) }),
+		"log of no kind":      {Step: &tpmv1.ServerMessage_LogRequest{LogRequest: &tpmv1.LogRequest{}}},
+		"empty certificate":   {Step: &tpmv1.ServerMessage_AkCertificate{AkCertificate: &tpmv1.AKCertificate{}}},
+		"certificate too big": {Step: &tpmv1.ServerMessage_AkCertificate{AkCertificate: &tpmv1.AKCertificate{Certificate: make([]byte, attest.MaxCertificate+1)}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := proto.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := DecodeServer(b); !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrTooLarge) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 func FuzzDecodeAgent(f *testing.F) {
 	b, err := EncodeAgent(agentProof(proof()))
 	if err != nil {
