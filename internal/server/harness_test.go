@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
@@ -259,7 +260,7 @@ func (w *world) tryAttest(tpm *forge.TPM, o attestOptions) (*node, error) {
 	if err := stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
 		Data:   &types.AttestationData{Type: wire.PluginName, Payload: payload},
 		Params: &agentv1.AgentX509SVIDParams{Csr: newCSR(t, n.key, nil)},
-	}}}); err != nil {
+	}}}); err != nil && !errors.Is(err, io.EOF) { // then Recv has the reason
 		return nil, err
 	}
 	for {
