@@ -138,11 +138,11 @@ func (l *LinkResult) tree(r *Result) *node {
 		for _, t := range p.Tools {
 			svid.add("tool      " + t)
 		}
-		how := "  protected"
-		if !p.RecorderProtected {
-			how = "  UNPROTECTED: any process of its user could have spoken in its name"
+		if p.RecorderProtected {
+			svid.add("recorder  " + p.Recorder + "  protected")
+		} else {
+			svid.add("recorder  "+p.Recorder+"  UNPROTECTED", "an unprotected recorder: any process of its user could have spoken in its name")
 		}
-		svid.add("recorder  " + p.Recorder + how)
 	}
 	l.hardware(svid)
 	return top
