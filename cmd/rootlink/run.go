@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -43,6 +44,8 @@ command cannot be run, 127 when it is not found.`,
 			if c.Flags().Changed("bundle-dir") && s.BundleOut != "" {
 				return cli.Fail(cli.ExitRun, fmt.Errorf("both --bundle-dir and --bundle-out"), "give one of them")
 			}
+			// The build needs the memory more than we do.
+			debug.SetGCPercent(30)
 			s.Command = args
 			s.RecordFailure, s.AllowUnsigned = failure == "record", unavailable == "unsigned"
 			s.Version, s.Stderr = version(), os.Stderr
