@@ -287,7 +287,9 @@ func agentBan(at *location) *cobra.Command {
 
 func agentEvict(at *location) *cobra.Command {
 	return &cobra.Command{
-		Use: "evict AGENT-ID", Short: "Forget a node; it may attest again at once (this lifts a ban)", Args: cobra.ExactArgs(1),
+		Use: "evict AGENT-ID", Short: "Make a node attest again; its record goes", Args: cobra.ExactArgs(1),
+		Long: `Make a node attest again; its record goes, and with it a ban. What it signed stays good: its EK stays in the
+inventory of trust.json. To keep a node out, use ` + "`agent ban`" + `.`,
 		RunE: withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, args []string) error {
 			id, err := cl.agentID(ctx, args[0])
 			if err != nil {

@@ -145,6 +145,23 @@ func (s *Store) AgentHistory(ctx context.Context, id string, limit int) (list []
 	return list, err
 }
 
+// AttestedAgentIDs returns the IDs of all agents that ever attested, also of
+// those that were deleted since, sorted.
+func (s *Store) AttestedAgentIDs(ctx context.Context) (ids []string, err error) {
+	err = s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		return nil, each(ctx, tx, `SELECT DISTINCT agent_id FROM agent_history WHERE event = 'attested' ORDER BY agent_id`,
+			func(rows *sql.Rows) error {
+				var id string
+				if err := rows.Scan(&id); err != nil {
+					return err
+				}
+				ids = append(ids, id)
+				return nil
+			})
+	})
+	return ids, err
+}
+
 // putAgent replaces the row of agent id by what f makes of the present one,
 // nil when there is none, and notes event unless that is empty.
 func (s *Store) putAgent(ctx context.Context, id, event, detail string, f func(old *Agent) (*Agent, error)) (*Agent, error) {

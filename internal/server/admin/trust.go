@@ -165,20 +165,25 @@ func (s *Service) addEKs(ctx context.Context, f *link.TrustFile, anyNode bool, n
 	if len(f.EK.Roots)+len(f.EK.Allow) == 0 {
 		return fmt.Errorf("%w: the server has neither EK roots nor an EK allow-list, so no TPM can be genuine", errNothing)
 	}
-	agents, err := s.store.Agents()
+	// Whoever attested once stays in the inventory: what a node signed before
+	// it was evicted or retired is as good as ever, and what a banned one signed
+	// is judged by the time of the ban.
+	ids, err := s.store.AttestedAgentIDs(ctx)
 	if err != nil {
 		return err
 	}
 	inventory := map[string]string{}
-	for _, a := range agents {
-		h, ok := ekOf(a, f.TrustDomain)
-		if !ok {
-			continue
+	for _, id := range ids {
+		if h, ok := ekOf(id, f.TrustDomain); ok {
+			inventory[h] = id
 		}
-		// A banned node stays in the inventory: what it signed before the ban
-		// is judged by the revocation's time.
-		inventory[h] = a.ID
-		if a.Banned {
+	}
+	agents, err := s.store.Agents()
+	if err != nil {
+		return err
+	}
+	for _, a := range agents {
+		if h, ok := ekOf(a.ID, f.TrustDomain); ok && a.Banned {
 			r, err := s.ban(ctx, a, h)
 			if err != nil {
 				return err
@@ -253,8 +258,8 @@ func addRevocations(f *link.TrustFile, raw []byte) error {
 }
 
 // ekOf returns the EK hash of an agent that attested with a TPM: its ID names it.
-func ekOf(a *store.Agent, td string) (string, bool) {
-	h, ok := strings.CutPrefix(a.ID, "spiffe://"+td+"/spire/agent/tpmnode/")
+func ekOf(agentID, td string) (string, bool) {
+	h, ok := strings.CutPrefix(agentID, "spiffe://"+td+"/spire/agent/tpmnode/")
 	return h, ok && len(h) == 64
 }
 

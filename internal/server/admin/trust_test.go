@@ -76,6 +76,15 @@ func TestExportTrust(t *testing.T) {
 		t.Errorf("expires %s", trust.Expires())
 	}
 
+	// An evicted node's earlier links are as good as they were.
+	if err := f.st.DeleteAgent(ctx, good); err != nil {
+		t.Fatal(err)
+	}
+	trust, _ = f.export(t, &adminv1.ExportTrustRequest{})
+	if trust.File().EK.Inventory[hexOf(0xa0)] != good {
+		t.Errorf("inventory %v after the eviction", trust.File().EK.Inventory)
+	}
+
 	trust, _ = f.export(t, &adminv1.ExportTrustRequest{AnyNode: true})
 	if trust.File().EK.Inventory != nil {
 		t.Error("an inventory although any node was asked for")
