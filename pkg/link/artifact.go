@@ -113,7 +113,7 @@ func sameFiles(files, subjects map[string]string, prefix string) (same int, diff
 // content is the digests, for people; of some directories there are too many.
 func (a Artifact) content() string {
 	if len(a.Digest) == 0 {
-		return fmt.Sprintf("%d files", len(a.Files))
+		return count(len(a.Files), "file")
 	}
 	return digestString(a.Digest)
 }

@@ -18,7 +18,7 @@ func (v *linkVerifier) words() {
 		who := "the recorder"
 		out.SaidBy = append(out.SaidBy,
 			Said{"command", strings.Join(s.Command, " ")},
-			Said{"materials and products", fmt.Sprintf("%d materials, %d products", s.Materials, len(s.Subjects))})
+			Said{"materials and products", count(s.Materials, "material") + ", " + count(len(s.Subjects), "product")})
 		if s.ExitCode != nil {
 			out.SaidBy = append(out.SaidBy, Said{"exit code", fmt.Sprint(*s.ExitCode)})
 		}

@@ -102,7 +102,7 @@ func (l *LinkResult) tree(r *Result) *node {
 			if m.Link == l.Name {
 				how := a.content()
 				if m.Files > 0 {
-					how = fmt.Sprintf("%d files, one by one", m.Files)
+					how = count(m.Files, "file") + ", one by one"
 				}
 				top = &node{text: Clean(a.Name) + "  " + how, kids: []*node{top}}
 			}
@@ -120,7 +120,7 @@ func (l *LinkResult) tree(r *Result) *node {
 	}
 	leaf.text = fmt.Sprintf("link %s: step %q", Clean(l.Name), Clean(s.Step))
 	leaf.notes = append(leaf.notes, "command "+abbreviate(Clean(strings.Join(s.Command, " "))))
-	facts := []string{fmt.Sprintf("%d materials, %d products", s.Materials, len(s.Subjects))}
+	facts := []string{count(s.Materials, "material") + ", " + count(len(s.Subjects), "product")}
 	if s.ExitCode != nil {
 		facts = append(facts, fmt.Sprintf("exit code %d", *s.ExitCode))
 	}
@@ -161,7 +161,7 @@ func (l *LinkResult) hardware(svid *node) {
 	if q.SecureBoot != nil {
 		notes = append(notes, fmt.Sprintf("Secure Boot on: %t (event log replayed)", *q.SecureBoot))
 	}
-	quote := svid.add(fmt.Sprintf("quote of %s at %s, %d resets, %d restarts", pcrList(q.PCRs), stamp(q.NonceTime), q.ResetCount, q.RestartCount), notes...)
+	quote := svid.add(fmt.Sprintf("quote of %s at %s, reset %d, restart %d", pcrList(q.PCRs), stamp(q.NonceTime), q.ResetCount, q.RestartCount), notes...)
 	software := ""
 	if c.AK.Software {
 		software = "SOFTWARE TPM, proves no hardware: "
@@ -257,6 +257,13 @@ func pcrList(banks map[string]map[string]string) string {
 		out = append(out, bank+":"+strings.Join(runs, ","))
 	}
 	return "PCRs " + strings.Join(out, " ")
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // abbreviate keeps a line one that a person reads; the rest is in the JSON.

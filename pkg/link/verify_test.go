@@ -1,10 +1,15 @@
 package link
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"net/url"
 	"strings"
 	"testing"
@@ -106,7 +111,44 @@ func TestRefusesTrustFromTheFuture(t *testing.T) {
 func TestRefusesToVerifyWithoutAnIdentity(t *testing.T) {
 	s := newScene(t)
 	s.in.Identity = ""
-	s.refuses(t, "input.links", ErrPolicy)
+	s.refuses(t, "input.links", ErrPolicy, "no identity")
+	s.in.Identity = "spiffe://example.org/[ab]"
+	s.refuses(t, "input.links", ErrPolicy, "pattern")
+}
+
+func TestRefusesMoreLinksThanItWouldJudge(t *testing.T) {
+	s := newScene(t)
+	s.in.Links = make([]LinkInput, MaxLinks+1)
+	s.refuses(t, "input.links", ErrPolicy, "257 links")
+}
+
+// Only one kind of key signs links, so that nobody can ask for a weaker one.
+func TestRefusesSVIDKeyOfAnotherKind(t *testing.T) {
+	s := newScene(t)
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Prepare(s.stmt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SVIDKey, s.Leaf.Payload, s.Leaf.SVIDKey = key, p.Digest(), forge.KeyHash(t, key.Public())
+	leaf := s.Issue(t, s.Make(t))
+	if _, err := p.Sign(key, leaf); !errors.Is(err, ErrSignerMismatch) {
+		t.Errorf("signed with a P-384 key: %v", err)
+	}
+	digest := p.Digest()
+	sig, err := key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := (&Bundle{payload: p.Payload(), signature: sig, leaf: leaf}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.in.Links = []LinkInput{{Name: "build", Bundle: raw}}
+	s.refuses(t, "svid.profile", ErrCrypto, "P-256")
 }
 
 func TestRefusesToVerifyNothing(t *testing.T) {

@@ -151,6 +151,25 @@ func TestRefusesEvidenceMovedToAnotherStatement(t *testing.T) {
 	wantCheck(t, err, "leaf.payload")
 }
 
+// The recorder finds out before it writes a bundle that nobody would accept.
+func TestSignRefusesEvidenceOfAnotherStatement(t *testing.T) {
+	s := newScene(t)
+	p, err := Prepare(s.stmt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Sign(s.SVIDKey, s.Issue(t, s.Make(t))); !errors.Is(err, ErrSignerMismatch) {
+		t.Errorf("another statement's evidence: %v", err)
+	}
+	if _, err := p.Sign(s.SVIDKey, s.Issue(t, nil)); !errors.Is(err, ErrSignerMismatch) || !errors.Is(err, attest.ErrNoEvidence) {
+		t.Errorf("no evidence: %v", err)
+	}
+	s.Leaf.Payload = p.Digest()
+	if _, err := p.Sign(s.SVIDKey, s.Issue(t, s.Make(t))); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRefusesEvidenceOfAWorkloadSVID(t *testing.T) {
 	s := newScene(t)
 	s.Leaf.Payload = [32]byte{} // binds a key and no statement

@@ -266,10 +266,10 @@ func TestRefusesLinkReplayedFromAnOlderRun(t *testing.T) {
 }
 
 func TestRefusesStepThatFailed(t *testing.T) {
-	two := 2
+	zero, two := 0, 2
 	for name, b := range map[string]Byproducts{
 		"exit code": {ExitCode: &two},
-		"signal":    {Signal: "SIGKILL"},
+		"signal":    {ExitCode: &zero, Signal: "SIGKILL"},
 		"unknown":   {},
 	} {
 		t.Run(name, func(t *testing.T) {
