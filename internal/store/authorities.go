@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"slices"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -30,6 +29,7 @@ func (s *Store) BundleSequence() (n uint64, err error) {
 // Its key file must be durable by then.
 func (s *Store) AddAuthority(ctx context.Context, a Authority) error {
 	a.State, a.ActivatedAt, a.RetiredAt = svid.Prepared, time.Time{}, time.Time{}
+	a.PreparedAt = fromMillis(toMillis(a.PreparedAt))
 	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO authorities VALUES (?,?,?,?,?,0,0)`,
 			a.ID, a.Certificate, a.KeyFile, string(a.State), toMillis(a.PreparedAt)); err != nil {
@@ -76,7 +76,7 @@ func (s *Store) ActivateAuthority(ctx context.Context, id string, at time.Time) 
 }
 
 func loadAuthorities(ctx context.Context, tx *sql.Tx, m *memory) error {
-	err := each(ctx, tx, `SELECT id, certificate, key_file, state, prepared_at, activated_at, retired_at FROM authorities`,
+	return each(ctx, tx, `SELECT id, certificate, key_file, state, prepared_at, activated_at, retired_at FROM authorities ORDER BY rowid`,
 		func(rows *sql.Rows) error {
 			var a Authority
 			var prepared, activated, retired int64
@@ -87,8 +87,6 @@ func loadAuthorities(ctx context.Context, tx *sql.Tx, m *memory) error {
 			m.authorities = append(m.authorities, &a)
 			return nil
 		})
-	slices.SortStableFunc(m.authorities, func(a, b *Authority) int { return a.PreparedAt.Compare(b.PreparedAt) })
-	return err
 }
 
 // NextTrustSerial returns the serial of the next trust.json, which is never
