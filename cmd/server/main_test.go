@@ -40,6 +40,8 @@ func TestScripts(t *testing.T) {
 			}
 			e.Defer(func() { os.RemoveAll(dir) })
 			e.Setenv("D", dir)
+			// Under -race every process would wait a second before it ends.
+			e.Setenv("GORACE", "atexit_sleep_ms=10")
 			e.Setenv("ROOTLINK_ADMIN_SOCKET", filepath.Join(dir, "admin.sock"))
 			e.Values[serversKey{}] = map[string]*exec.Cmd{}
 			return nil
@@ -77,6 +79,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	c := exec.Command(path, append([]string{"run", "--data-dir", ts.Getenv("D"), "--listen", "127.0.0.1:0"}, args[1:]...)...)
 	c.Dir = ts.Getenv("WORK")
+	c.Env = append(os.Environ(), "GORACE="+ts.Getenv("GORACE"))
 	stderr, err := c.StderrPipe()
 	ts.Check(err)
 	ts.Check(c.Start())
