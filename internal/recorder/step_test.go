@@ -1,0 +1,519 @@
+package recorder
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/internal/workload"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
+)
+
+// issuer is an agent that measures for real and issues from a forged world.
+type issuer struct {
+	workloadv1.UnimplementedIssuerServer
+	t     *testing.T
+	world *forge.World
+	m     *workload.Measurer
+
+	// Hooks; nil means well.
+	measure, prepare, issue func() error
+	log                     []byte // event log named by the evidence
+	sendLog                 []byte // what is sent for it, log when nil
+
+	mu       sync.Mutex
+	peers    []*workload.Peer // one for each connection
+	tools    []string
+	evidence *attest.Evidence
+}
+
+func hook(f func() error) error {
+	if f == nil {
+		return nil
+	}
+	return f()
+}
+
+// pinning is a listener that pins who connects, as the agent does.
+type pinning struct {
+	*net.UnixListener
+	i *issuer
+}
+
+func (p pinning) Accept() (net.Conn, error) {
+	c, err := p.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	peer, err := workload.PeerOf(c)
+	if err != nil {
+		return nil, err
+	}
+	p.i.mu.Lock()
+	p.i.peers = append(p.i.peers, peer)
+	p.i.mu.Unlock()
+	return c, nil
+}
+
+func newIssuer(t *testing.T) *issuer {
+	t.Helper()
+	m, err := workload.NewMeasurer(workload.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &issuer{t: t, world: forge.NewWorld(t), m: m}
+	dir, err := os.MkdirTemp("", "ag")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "agent.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	workloadv1.RegisterIssuerServer(s, i)
+	go s.Serve(pinning{l, i})
+	t.Cleanup(func() {
+		s.Stop()
+		os.RemoveAll(dir)
+		for _, p := range i.peers {
+			p.Close()
+		}
+	})
+	t.Setenv(EnvSocket, "unix://"+socket)
+	t.Chdir(t.TempDir())
+	return i
+}
+
+func (i *issuer) header(ctx context.Context) error {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get("workload.spiffe.io"); len(v) != 1 || v[0] != "true" {
+		return status.Error(codes.InvalidArgument, "security header missing from request")
+	}
+	return nil
+}
+
+func (i *issuer) Measure(ctx context.Context, _ *workloadv1.MeasureRequest) (*workloadv1.MeasureResponse, error) {
+	if err := errors.Join(i.header(ctx), hook(i.measure)); err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	peer := i.peers[len(i.peers)-1] // of the step that runs now
+	child, err := workload.StoppedChild(peer)
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	defer child.Close()
+	tool, err := i.m.MeasurePeer(ctx, child)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	self, err := i.m.MeasurePeer(ctx, peer)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	i.tools = append(i.tools, hex.EncodeToString(tool.SHA256[:]))
+	i.world.Leaf.Tool, i.world.Leaf.Executable, i.world.Leaf.Recorder = tool.SHA256, self.SHA256, self.SHA256
+	return &workloadv1.MeasureResponse{
+		Measurement: &workloadv1.Measurement{Tool: tool.SHA256[:], Recorder: self.SHA256[:], Executable: self.SHA256[:]},
+		SpiffeId:    i.world.Leaf.SPIFFEID,
+	}, nil
+}
+
+func (i *issuer) Prepare(ctx context.Context, req *workloadv1.PrepareRequest) (*workloadv1.PrepareResponse, error) {
+	if err := errors.Join(i.header(ctx), hook(i.prepare)); err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.world.Leaf.SVIDKey = sha256.Sum256(req.GetSpki())
+	copy(i.world.Leaf.Payload[:], req.GetPayloadSha256())
+	i.world.Evidence = func(e *attest.Evidence) {
+		if i.log != nil {
+			sum := sha256.Sum256(i.log)
+			e.EventLog = &attest.TypedDigest{Alg: "sha256", Value: sum[:]}
+		}
+	}
+	i.evidence = i.world.Make(i.t)
+	x, err := i.evidence.Extension()
+	if err != nil {
+		return nil, err
+	}
+	return &workloadv1.PrepareResponse{Evidence: x.Value}, nil
+}
+
+func (i *issuer) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*workloadv1.IssueResponse, error) {
+	if err := errors.Join(i.header(ctx), hook(i.issue)); err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	csr, err := x509.ParseCertificateRequest(req.GetCsr())
+	if err != nil || csr.CheckSignature() != nil {
+		return nil, status.Error(codes.InvalidArgument, "bad CSR")
+	}
+	if _, err := attest.FromExtensions(csr.Extensions); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	// As World.Issue, for the caller's key.
+	leaf := i.world.Issue(i.t, i.evidence)
+	again := &x509.Certificate{URIs: leaf.URIs, KeyUsage: leaf.KeyUsage, ExtKeyUsage: leaf.ExtKeyUsage, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
+	x, err := i.evidence.Extension()
+	if err != nil {
+		return nil, err
+	}
+	again.ExtraExtensions = append(again.ExtraExtensions, x)
+	cert := forge.Sign(i.t, again, i.world.Authority, csr.PublicKey, i.world.AuthorityKey())
+	resp := &workloadv1.IssueResponse{X509Svid: [][]byte{cert.Raw}, EventLog: i.log}
+	if i.sendLog != nil {
+		resp.EventLog = i.sendLog
+	}
+	return resp, nil
+}
+
+func (i *issuer) Whoami(ctx context.Context, req *workloadv1.WhoamiRequest) (*workloadv1.WhoamiResponse, error) {
+	m, err := i.Measure(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &workloadv1.WhoamiResponse{Measurement: m.GetMeasurement(), EntryCreate: "rootlink-server entry create"}, nil
+}
+
+func newStep(t *testing.T, command ...string) *Step {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return &Step{
+		Name: "build", Command: command, Products: []string{"out"}, BundleDir: ".",
+		IssueTimeout: 20 * time.Second, Version: "test", Stderr: f,
+	}
+}
+
+func (s *Step) words(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(s.Stderr.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// left lists the working directory.
+func left(t *testing.T) string {
+	t.Helper()
+	ents, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range ents {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+func TestStep(t *testing.T) {
+	i := newIssuer(t)
+	i.log = []byte("an event log")
+	write(t, "in", "hello")
+	t.Setenv("GOFLAGS", "-mod=readonly")
+	t.Setenv("GOPROXY", "https://me:token@proxy.example")
+	t.Setenv("SECRET", "x")
+	s := newStep(t, "sh", "-c", "cat in >out")
+	s.Materials = []string{"in"}
+	if code, err := s.Run(); code != 0 || err != nil {
+		t.Fatal(code, err)
+	}
+	if !regexp.MustCompile(`^build\.[0-9a-f]{8}\.sigstore\.json in out sha256-[0-9a-f]{64}\.eventlog$`).MatchString(left(t)) {
+		t.Errorf("left %s", left(t))
+	}
+	names, err := filepath.Glob("*.sigstore.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(names[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := link.ParseBundle(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := b.UnverifiedStatement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Step != "build" || len(st.Subjects) != 1 || st.Subjects[0].Name != "out" || st.Subjects[0].Digest["sha256"] != hexSum("hello") ||
+		len(st.Materials) != 1 || st.Materials[0].Digest["sha256"] != hexSum("hello") {
+		t.Errorf("%+v", st)
+	}
+	if st.Byproducts.ExitCode == nil || *st.Byproducts.ExitCode != 0 || len(st.Byproducts.Executables) != 2 {
+		t.Errorf("%+v", st.Byproducts)
+	}
+	if x := st.Byproducts.Executables[0]; x.Role != "tool" || x.Digest["sha256"] != i.tools[0] {
+		t.Errorf("tool %+v, measured %v", x, i.tools)
+	}
+	v := st.Environment.Variables
+	if v["GOFLAGS"] != "-mod=readonly" || v["GOPROXY"] != "https://REDACTED@proxy.example" || v["SECRET"] != "" {
+		t.Errorf("%v", v)
+	}
+	ev, err := attest.FromCertificate(b.UnverifiedCertificate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ev.Payload != link.PayloadDigest(b.UnverifiedPayload()) {
+		t.Error("the evidence does not commit to the statement")
+	}
+}
+
+func TestStepFailsBeforeTheToolStarts(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		bend func(*testing.T, *issuer, *Step)
+		code int
+		hint string
+	}{
+		{"no socket known", func(t *testing.T, _ *issuer, s *Step) { t.Setenv(EnvSocket, "") }, 125, EnvSocket},
+		{"no agent", func(t *testing.T, _ *issuer, s *Step) { s.Socket = "none.sock" }, 125, "rootlink-agent"},
+		{"TCP", func(t *testing.T, _ *issuer, s *Step) { t.Setenv(EnvSocket, "tcp://127.0.0.1:1") }, 125, "unix://"},
+		{"stock agent", func(_ *testing.T, i *issuer, _ *Step) {
+			i.measure = func() error { return status.Error(codes.Unimplemented, "unknown service") }
+		}, 125, "not supported yet"},
+		{"no identity", func(_ *testing.T, i *issuer, _ *Step) {
+			i.measure = func() error {
+				return status.Error(codes.PermissionDenied, "no identity issued; hint: run: rootlink-server entry create …")
+			}
+		}, 125, "entry create"},
+		{"not found", func(_ *testing.T, _ *issuer, s *Step) { s.Command = []string{"no-such-tool"} }, 127, "name"},
+		{"not executable", func(t *testing.T, _ *issuer, s *Step) { write(t, "f", "x"); s.Command = []string{"./f"} }, 126, "chmod"},
+		{"no products", func(_ *testing.T, _ *issuer, s *Step) { s.Products = nil }, 125, "--products"},
+		{"product outside", func(_ *testing.T, _ *issuer, s *Step) { s.Products = []string{"../x"} }, 125, "directory"},
+		{"no materials", func(_ *testing.T, _ *issuer, s *Step) { s.Materials = []string{"none"} }, 125, "path"},
+		{"no bundle directory", func(_ *testing.T, _ *issuer, s *Step) { s.BundleDir = "none" }, 125, "directory"},
+		{"bad step name", func(_ *testing.T, _ *issuer, s *Step) { s.Name = "../x" }, 125, "letters"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			i := newIssuer(t)
+			s := newStep(t, "sh", "-c", "echo ran >out")
+			tc.bend(t, i, s)
+			_, err := s.Run()
+			if cli.ExitCode(err) != tc.code || !strings.Contains(cli.HintOf(err), tc.hint) {
+				t.Errorf("%v, code %d, hint %q", err, cli.ExitCode(err), cli.HintOf(err))
+			}
+			if l := left(t); l != "" && l != "f" {
+				t.Errorf("left %q", l)
+			}
+		})
+	}
+}
+
+func TestStepRefusesLaterProgram(t *testing.T) {
+	i := newIssuer(t)
+	n := 0
+	i.measure = func() error {
+		if n++; n > 1 {
+			return status.Error(codes.PermissionDenied, "not allowed")
+		}
+		return nil
+	}
+	s := newStep(t, "sh", "-c", "exec cp /etc/hostname out")
+	_, err := s.Run()
+	if cli.ExitCode(err) != 125 || !strings.Contains(err.Error(), "went on to run") {
+		t.Errorf("%v", err)
+	}
+	if left(t) != "" {
+		t.Errorf("left %q", left(t))
+	}
+}
+
+func TestStepOfFailedCommand(t *testing.T) {
+	newIssuer(t)
+	s := newStep(t, "sh", "-c", "echo x >out; exit 7")
+	if code, err := s.Run(); code != 7 || err != nil || left(t) != "out" {
+		t.Errorf("%d, %v, left %q", code, err, left(t))
+	}
+	s.RecordFailure, s.BundleOut = true, "b.json"
+	if code, err := s.Run(); code != 7 || err != nil || left(t) != "b.json out" {
+		t.Errorf("%d, %v, left %q", code, err, left(t))
+	}
+	// Recording the failure fails too: the command's code still counts.
+	s.Products, s.BundleOut = []string{"none"}, "c.json"
+	if code, err := s.Run(); code != 7 || err != nil || !strings.Contains(s.words(t), "error:") || left(t) != "b.json out" {
+		t.Errorf("%d, %v, left %q", code, err, left(t))
+	}
+}
+
+func TestStepWithoutItsProduct(t *testing.T) {
+	newIssuer(t)
+	s := newStep(t, "true")
+	_, err := s.Run()
+	if cli.ExitCode(err) != 125 || left(t) != "" {
+		t.Errorf("%v, left %q", err, left(t))
+	}
+}
+
+func TestStepWaitsForTheServer(t *testing.T) {
+	i := newIssuer(t)
+	fails := []codes.Code{codes.Unavailable, codes.OK, codes.Aborted}
+	i.prepare = func() error {
+		if len(fails) > 0 && fails[0] != codes.OK {
+			c := fails[0]
+			fails = fails[1:]
+			return status.Error(c, "server away")
+		}
+		return nil
+	}
+	i.issue = func() error {
+		if len(fails) > 0 { // OK for Prepare, then evidence too old
+			fails = nil
+			return status.Error(codes.Aborted, "the evidence is out of date")
+		}
+		return nil
+	}
+	s := newStep(t, "sh", "-c", "echo x >out")
+	if code, err := s.Run(); code != 0 || err != nil || len(i.tools) != 1 || len(i.peers) != 1 {
+		t.Fatal(code, err, i.tools, i.peers) // the measurement is the connection's
+	}
+	if w := s.words(t); !strings.Contains(w, "waiting to sign") || !strings.Contains(w, "signed by") {
+		t.Errorf("it said %q", w)
+	}
+}
+
+func TestStepGivesUpWaiting(t *testing.T) {
+	i := newIssuer(t)
+	i.prepare = func() error { return status.Error(codes.Unavailable, "server away") }
+	s := newStep(t, "sh", "-c", "echo x >out")
+	s.IssueTimeout = 300 * time.Millisecond
+	_, err := s.Run()
+	if cli.ExitCode(err) != 125 || !strings.Contains(err.Error(), "server away") || cli.HintOf(err) == "" || left(t) != "out" {
+		t.Errorf("%v, hint %q, left %q", err, cli.HintOf(err), left(t))
+	}
+}
+
+func TestInterruptLeavesNothing(t *testing.T) {
+	i := newIssuer(t)
+	i.prepare = func() error {
+		unix.Kill(os.Getpid(), unix.SIGINT)
+		return status.Error(codes.Unavailable, "server away")
+	}
+	s := newStep(t, "sh", "-c", "echo x >out")
+	_, err := s.Run()
+	if cli.ExitCode(err) != 130 || left(t) != "out" {
+		t.Errorf("%v, left %q", err, left(t))
+	}
+}
+
+func TestRefusesEvidenceForAnotherStatement(t *testing.T) {
+	i := newIssuer(t)
+	i.issue = func() error {
+		i.evidence.Payload[0] ^= 1
+		return nil
+	}
+	s := newStep(t, "sh", "-c", "echo x >out")
+	if _, err := s.Run(); !errors.Is(err, link.ErrSignerMismatch) || left(t) != "out" {
+		t.Errorf("%v, left %q", err, left(t))
+	}
+}
+
+func TestRefusesAnotherEventLog(t *testing.T) {
+	i := newIssuer(t)
+	i.log, i.sendLog = []byte("named"), []byte("sent")
+	s := newStep(t, "sh", "-c", "echo x >out")
+	if _, err := s.Run(); err == nil || left(t) != "out" {
+		t.Errorf("%v, left %q", err, left(t))
+	}
+}
+
+func TestUnsignedMustBeAskedFor(t *testing.T) {
+	i := newIssuer(t)
+	i.measure = func() error { return status.Error(codes.Unimplemented, "unknown service") }
+	s := newStep(t, "sh", "-c", "echo x >out")
+	s.AllowUnsigned = true
+	if code, err := s.Run(); code != 0 || err != nil || left(t) != "build.unsigned.json out" {
+		t.Fatal(code, err, left(t))
+	}
+	if !strings.Contains(s.words(t), "UNSIGNED") {
+		t.Errorf("it said %q", s.words(t))
+	}
+	b, err := os.ReadFile("build.unsigned.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := link.ParseBundle(b); err == nil {
+		t.Error("an unsigned record passes for a bundle")
+	}
+	// What is wrong rather than missing is not a reason to go on unsigned.
+	i.measure = func() error { return status.Error(codes.Internal, "broken") }
+	if _, err := s.Run(); cli.ExitCode(err) != 125 {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWhoamiNeverRunsTheCommand(t *testing.T) {
+	newIssuer(t)
+	resp, err := Whoami("", []string{"sh", "-c", "echo ran >out"}, os.Stderr)
+	if err != nil || len(resp.GetMeasurement().GetTool()) != 32 {
+		t.Fatal(resp, err)
+	}
+	if left(t) != "" {
+		t.Errorf("it ran: %q", left(t))
+	}
+}
+
+func TestGitState(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if g := gitState(t.Context()); g != nil {
+		t.Skipf("the temporary directory is in a git tree: %+v", g)
+	}
+	git := func(args ...string) {
+		t.Helper()
+		st, err := record(os.Stdout, append([]string{"git", "-c", "user.name=x", "-c", "user.email=x@y"}, args...), func(*Exec) error { return nil })
+		if err != nil || st.Code != 0 {
+			t.Fatal(st, err)
+		}
+	}
+	git("init", "-q")
+	write(t, "f", "x")
+	git("add", "f")
+	git("commit", "-q", "-m", "x")
+	git("remote", "add", "origin", "https://me:token@git.example/x")
+	g := gitState(t.Context())
+	if g == nil || len(g.Commit) != 40 || g.Remote != "https://REDACTED@git.example/x" || g.Dirty == nil || *g.Dirty {
+		t.Fatalf("%+v", g)
+	}
+	// A tree's own configuration must not run programs.
+	pwned := filepath.Join(t.TempDir(), "pwned")
+	git("config", "core.fsmonitor", "touch "+pwned)
+	write(t, "f", "y")
+	if g := gitState(t.Context()); g.Dirty == nil || !*g.Dirty {
+		t.Errorf("%+v", g)
+	}
+	if _, err := os.Stat(pwned); err == nil {
+		t.Error("the tree's configuration ran a program")
+	}
+}
