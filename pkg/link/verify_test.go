@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -291,4 +292,31 @@ func TestRefusesSVIDNotYetValid(t *testing.T) {
 	s := newScene(t)
 	s.at = s.Now.Add(-30 * time.Second)
 	s.refuses(t, "svid.validity", ErrNotYetValid)
+}
+
+// Whatever byte is changed, the bundle is refused, or it still says the same
+// (base64 and JSON leave a little play).
+func TestRefusesAnyChangedByte(t *testing.T) {
+	s := newScene(t)
+	raw := s.sign(t)
+	trust := s.trust(t)
+	good := mustParse(t, raw)
+	refused := 0
+	for i := 0; i < len(raw); i += 3 {
+		bad := bytes.Clone(raw)
+		bad[i] ^= 1 << (i % 7)
+		in := s.in
+		in.Links = []LinkInput{{Name: "build", Bundle: bad}}
+		if _, err := Verify(in, trust, s.at); err != nil {
+			refused++
+			continue
+		}
+		b := mustParse(t, bad)
+		if !bytes.Equal(b.payload, good.payload) || !bytes.Equal(b.leaf.Raw, good.leaf.Raw) || !bytes.Equal(b.signature, good.signature) {
+			t.Errorf("accepted with byte %d changed", i)
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing was refused")
+	}
 }
