@@ -74,7 +74,12 @@ func peerUID(c *net.UnixConn) uint32 {
 // imageOf looks at the executable without opening it for reading.
 func imageOf(pid int) (image, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &st); err != nil {
+	switch err := unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &st); {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return image{}, &workload.CapabilityError{PID: pid, Err: err}
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+		return image{}, fmt.Errorf("process %d: %w", pid, workload.ErrGone)
+	case err != nil:
 		return image{}, fmt.Errorf("executable of process %d: %w", pid, err)
 	}
 	return image{uint64(st.Dev), st.Ino}, nil

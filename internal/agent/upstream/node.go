@@ -31,7 +31,7 @@ const (
 	attestTimeout  = 90 * time.Second // one attestation: an RSA EK on a hardware TPM, and logs of tens of MiB
 	dialTimeout    = 5 * time.Second
 	minBackoff     = 500 * time.Millisecond
-	maxBackoff     = 30 * time.Second
+	maxBackoff     = 15 * time.Second
 	rivalBackoff   = time.Minute      // first wait before taking a node back from another agent
 	rivalMax       = 10 * time.Minute // and the longest
 	drainOld       = 15 * time.Second // how long calls on a replaced connection may finish
