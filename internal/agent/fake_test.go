@@ -80,6 +80,10 @@ type fakeServer struct {
 	badNonce   bool // refuse evidence with any nonce but lastNonce
 	signDenied error
 	stripExt   bool
+	// replayBundle answers GetSignedBundle with the first answer for ever.
+	replayBundle bool
+	firstBundle  *nodev1.GetSignedBundleResponse
+	showKey      *ecdsa.PrivateKey // trust key to show, not the one that signs
 }
 
 func newFakeServer(t *testing.T) *fakeServer {
@@ -441,8 +445,17 @@ func (s *fakeServer) GetSignedBundle(_ context.Context, req *nodev1.GetSignedBun
 	if err != nil {
 		return nil, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(s.trustKey.Public())
-	return &nodev1.GetSignedBundleResponse{Bundle: b, TrustKey: spki, Signature: sig}, err
+	show := s.trustKey
+	if s.showKey != nil {
+		show = s.showKey
+	}
+	spki, err := x509.MarshalPKIXPublicKey(show.Public())
+	resp := &nodev1.GetSignedBundleResponse{Bundle: b, TrustKey: spki, Signature: sig}
+	if s.replayBundle && s.firstBundle != nil {
+		return s.firstBundle, nil
+	}
+	s.firstBundle = resp
+	return resp, err
 }
 
 // fakeAttestor is the agent side of node attestation without a TPM: it answers

@@ -196,3 +196,5 @@ func selfHash(t *testing.T) string {
 }
 
 func selfUID() string { return fmt.Sprintf("binary:uid:%d", os.Geteuid()) }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

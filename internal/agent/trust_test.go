@@ -1,0 +1,228 @@
+package agent
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/internal/cli"
+)
+
+func byJoinLine(s *fakeServer) func(*Config) {
+	line := s.joinLine()
+	return func(c *Config) { c.TrustBundle, c.Join = "", line }
+}
+
+// TestJoinLineAfterRotation: a machine that was off while every authority it
+// knew was replaced comes back by its join line.
+func TestJoinLineAfterRotation(t *testing.T) {
+	s := newFakeServer(t)
+	s.start()
+	dir := t.TempDir()
+	r := startIn(t, s, dir, byJoinLine(s))
+	r.waitReady()
+	r.stop()
+	<-r.done
+	s.rotate(false)
+	r = startIn(t, s, dir, byJoinLine(s))
+	r.waitReady()
+	if !strings.Contains(r.log.String(), "asked the bootstrap source") {
+		t.Error("it did not need the join line: the saved bundle was not used")
+	}
+}
+
+// TestSavedBundleOutlivesTheFile: with a bundle file, the authorities learned
+// since it was written are remembered.
+func TestSavedBundleOutlivesTheFile(t *testing.T) {
+	s := newFakeServer(t)
+	s.start()
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "bundle.pem")
+	if err := os.WriteFile(bundle, s.bundlePEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	byFile := func(c *Config) { c.TrustBundle = bundle }
+	r := startIn(t, s, dir, byFile)
+	r.waitReady()
+	s.rotate(true)
+	eventually(t, "the new authority is saved", func() bool {
+		return strings.Contains(r.log.String(), "authorities=2")
+	})
+	r.stop()
+	<-r.done
+	s.with(func() { s.oldCAs = nil }) // the file's authority is gone
+	r = startIn(t, s, dir, byFile)
+	r.waitReady()
+}
+
+// TestRefusesServerOfUnknownAuthority: a server in the middle, with an
+// authority of its own, gets neither an attestation nor a bundle change.
+func TestRefusesServerOfUnknownAuthority(t *testing.T) {
+	s, imposter := newFakeServer(t), newFakeServer(t)
+	imposter.start()
+	r := startAgent(t, s, func(c *Config) { c.Server = imposter.addr })
+	eventually(t, "refused", func() bool { return strings.Contains(r.log.String(), "unknown authority") })
+	if imposter.attests != 0 {
+		t.Error("it attested to the imposter")
+	}
+}
+
+// TestRefusesJoinToAnotherTrustKey: whoever answers must hold the pinned key.
+func TestRefusesJoinToAnotherTrustKey(t *testing.T) {
+	s, imposter := newFakeServer(t), newFakeServer(t)
+	imposter.start()
+	_, err := joinSource(t, s, imposter.addr).Authorities(t.Context())
+	if !errors.Is(err, upstream.ErrTrustKey) {
+		t.Errorf("got %v", err)
+	}
+	// It shows the pinned key but cannot sign with it.
+	imposter.showKey = s.trustKey
+	if _, err = joinSource(t, s, imposter.addr).Authorities(t.Context()); !errors.Is(err, upstream.ErrTrustKey) {
+		t.Errorf("a key that did not sign was believed: %v", err)
+	}
+}
+
+func joinSource(t *testing.T, s *fakeServer, addr string) *upstream.Join {
+	t.Helper()
+	line, err := upstream.ParseJoinLine(s.joinLine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &upstream.Join{Line: line, Server: addr, Now: time.Now}
+}
+
+// TestRefusesReplayedSignedBundle: an old answer would revive authorities that
+// were retired for a reason.
+func TestRefusesReplayedSignedBundle(t *testing.T) {
+	s := newFakeServer(t)
+	s.replayBundle = true
+	s.start()
+	src := joinSource(t, s, s.addr)
+	if _, err := src.Authorities(t.Context()); err != nil {
+		t.Fatalf("the first answer: %v", err)
+	}
+	if _, err := src.Authorities(t.Context()); !errors.Is(err, upstream.ErrTrustKey) {
+		t.Errorf("the same answer again: %v", err)
+	}
+}
+
+// TestClockAnHourOff says which clock and by how much, not "bad certificate".
+func TestClockAnHourOff(t *testing.T) {
+	for name, c := range map[string]struct {
+		clock time.Duration
+		word  string
+		join  bool
+	}{
+		"server ahead":         {time.Hour, "behind", false},
+		"server behind":        {-time.Hour, "ahead of", false},
+		"server ahead, joined": {time.Hour, "behind", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newFakeServer(t)
+			s.clock = c.clock
+			s.start()
+			change := func(*Config) {}
+			if c.join {
+				change = byJoinLine(s)
+			}
+			r := startAgent(t, s, change)
+			eventually(t, "the log explains", func() bool {
+				l := r.log.String()
+				return strings.Contains(l, "this machine's clock says") && strings.Contains(l, c.word) && strings.Contains(l, "hint=")
+			})
+		})
+	}
+}
+
+// TestRefusesBundleOfAnotherSource: pointing the agent at other trust forgets
+// what the old one taught it.
+func TestRefusesBundleOfAnotherSource(t *testing.T) {
+	old, s := newFakeServer(t), newFakeServer(t)
+	old.start()
+	dir := t.TempDir()
+	r := startIn(t, old, dir, byJoinLine(old))
+	r.waitReady()
+	r.stop()
+	<-r.done
+	s.start()
+	r = startIn(t, old, dir, func(c *Config) { c.Join = s.joinLine() }) // the old server, the new line
+	eventually(t, "refused", func() bool { return strings.Contains(r.log.String(), upstream.ErrTrustKey.Error()) })
+}
+
+func TestParseJoinLine(t *testing.T) {
+	hash := strings.Repeat("ab", 32)
+	if j, err := upstream.ParseJoinLine("rootlink-join:v1:example.org:" + hash); err != nil || j.TrustDomain.Name() != "example.org" {
+		t.Errorf("%v %v", j, err)
+	}
+	for _, bad := range []string{
+		"", "rootlink-join:v2:example.org:" + hash, "join:v1:example.org:" + hash, "rootlink-join:v1:example.org:" + hash[2:],
+		"rootlink-join:v1:example.org:" + strings.ToUpper(hash), "rootlink-join:v1:Example.org:" + hash, "rootlink-join:v1::" + hash,
+		"rootlink-join:v1:spiffe://example.org:" + hash, "rootlink-join:v1:example.org:" + hash + ":", " rootlink-join:v1:example.org:" + hash,
+	} {
+		if _, err := upstream.ParseJoinLine(bad); err == nil {
+			t.Errorf("accepted %q", bad)
+		}
+	}
+}
+
+func TestConfigIsRefusedWithAHint(t *testing.T) {
+	s := newFakeServer(t)
+	good := func() Config {
+		return Config{TrustDomain: testTD, Server: "h:1", Join: s.joinLine(), DataDir: t.TempDir(), Socket: "/x", Log: discard()}
+	}
+	if _, err := New(good()); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Config){
+		"trust domain":      func(c *Config) { c.TrustDomain = "spiffe://x" },
+		"no server":         func(c *Config) { c.Server = "" },
+		"no data directory": func(c *Config) { c.DataDir = "" },
+		"no socket":         func(c *Config) { c.Socket = "" },
+		"both":              func(c *Config) { c.TrustBundle = "x" },
+		"neither":           func(c *Config) { c.Join = "" },
+		"join line":         func(c *Config) { c.Join = "x" },
+	} {
+		c := good()
+		change(&c)
+		if _, err := New(c); cli.ExitCode(err) != cli.ExitUsage || cli.HintOf(err) == "" {
+			t.Errorf("%s: %v (code %d, hint %q)", name, err, cli.ExitCode(err), cli.HintOf(err))
+		}
+	}
+	c := good()
+	c.TrustDomain = "other.org"
+	if _, err := New(c); cli.ExitCode(err) != cli.ExitUsage {
+		t.Errorf("join line of another trust domain: %v", err)
+	}
+	c = good()
+	c.Join, c.TrustBundle = "", filepath.Join(t.TempDir(), "missing.pem")
+	if _, err := New(c); err == nil || cli.HintOf(err) == "" {
+		t.Errorf("missing bundle: %v", err)
+	}
+}
+
+func TestRefusesSecondAgentOnOneDataDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	unlock, err := lockDataDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDataDir(dir); err == nil || cli.HintOf(err) == "" {
+		t.Errorf("a second agent: %v", err)
+	}
+	unlock()
+	unlock, err = lockDataDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDataDir(dir); err == nil || cli.HintOf(err) == "" {
+		t.Errorf("writable for others: %v", err)
+	}
+}
