@@ -30,12 +30,22 @@ type Maker struct {
 // one name have the same subjects and different keys.
 func NewMaker(tb testing.TB, name string) *Maker {
 	tb.Helper()
+	return NewMakerWith(tb, name, nil)
+}
+
+// NewMakerWith is NewMaker with a hook that may change the root's template.
+func NewMakerWith(tb testing.TB, name string, bend func(*x509.Certificate)) *Maker {
+	tb.Helper()
 	m := &Maker{rootKey: P256(tb), intermediateKey: P256(tb)}
-	m.Root = Sign(tb, &x509.Certificate{
+	t := &x509.Certificate{
 		Subject:  pkix.Name{Organization: []string{name}, CommonName: name + " Root CA"},
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: Epoch().AddDate(-10, 0, 0), NotAfter: Epoch().AddDate(20, 0, 0),
-	}, nil, m.rootKey.Public(), m.rootKey)
+	}
+	if bend != nil {
+		bend(t)
+	}
+	m.Root = Sign(tb, t, nil, m.rootKey.Public(), m.rootKey)
 	m.Intermediate = m.NewIntermediate(tb, nil)
 	return m
 }
@@ -75,6 +85,18 @@ func (m *Maker) IssueEK(tb testing.TB, key crypto.PublicKey, bend func(*x509.Cer
 	}
 	c := Sign(tb, t, m.Intermediate, key, m.intermediateKey)
 	return [][]byte{c.Raw, m.Intermediate.Raw}
+}
+
+// Deepen puts one more intermediate between the maker's intermediate and a new
+// certificate for the EK, and returns the chain.
+func (m *Maker) Deepen(tb testing.TB, key crypto.PublicKey) [][]byte {
+	tb.Helper()
+	sub := &Maker{Root: m.Root, intermediateKey: P256(tb)}
+	sub.Intermediate = Sign(tb, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "sub CA"}, KeyUsage: x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: Epoch().AddDate(-8, 0, 0), NotAfter: Epoch().AddDate(15, 0, 0),
+	}, m.Intermediate, sub.intermediateKey.Public(), m.intermediateKey)
+	return append(sub.IssueEK(tb, key, nil), m.Intermediate.Raw)
 }
 
 // EKRoots trusts this maker's root, and no intermediate.

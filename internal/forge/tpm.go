@@ -160,29 +160,38 @@ func (t *TPM) Quote(tb testing.TB, extraData []byte, sel []attest.PCRSelection, 
 // would sign nothing but its own structures with it.
 func (t *TPM) SignAK(tb testing.TB, message []byte) []byte {
 	tb.Helper()
-	d := sha256.Sum256(message)
+	return t.SignAKWith(tb, message, crypto.SHA256)
+}
+
+// SignAKWith is SignAK over another hash.
+func (t *TPM) SignAKWith(tb testing.TB, message []byte, hash crypto.Hash) []byte {
+	tb.Helper()
+	h := hash.New()
+	h.Write(message)
+	d := h.Sum(nil)
+	hashID := map[crypto.Hash]tpm2.TPMAlgID{crypto.SHA1: tpm2.TPMAlgSHA1, crypto.SHA256: tpm2.TPMAlgSHA256, crypto.SHA384: tpm2.TPMAlgSHA384}[hash]
 	switch k := t.ak.(type) {
 	case *ecdsa.PrivateKey:
-		r, s, err := ecdsa.Sign(rand.Reader, k, d[:])
+		r, s, err := ecdsa.Sign(rand.Reader, k, d)
 		if err != nil {
 			tb.Fatal(err)
 		}
 		return tpm2.Marshal(tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgECDSA,
-			Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{Hash: tpm2.TPMAlgSHA256,
+			Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{Hash: hashID,
 				SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
 				SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))}})})
 	case *rsa.PrivateKey:
 		alg := tpm2.TPMAlgRSASSA
-		sig, err := rsa.SignPKCS1v15(nil, k, crypto.SHA256, d[:])
+		sig, err := rsa.SignPKCS1v15(nil, k, hash, d)
 		if t.rsapss {
 			alg = tpm2.TPMAlgRSAPSS
-			sig, err = rsa.SignPSS(rand.Reader, k, crypto.SHA256, d[:], nil)
+			sig, err = rsa.SignPSS(rand.Reader, k, hash, d, nil)
 		}
 		if err != nil {
 			tb.Fatal(err)
 		}
 		return tpm2.Marshal(tpm2.TPMTSignature{SigAlg: alg,
-			Signature: tpm2.NewTPMUSignature(alg, &tpm2.TPMSSignatureRSA{Hash: tpm2.TPMAlgSHA256, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig}})})
+			Signature: tpm2.NewTPMUSignature(alg, &tpm2.TPMSSignatureRSA{Hash: hashID, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig}})})
 	}
 	tb.Fatal("the TPM has no AK")
 	return nil
@@ -190,6 +199,9 @@ func (t *TPM) SignAK(tb testing.TB, message []byte) []byte {
 
 // AKKey is the public half of the AK.
 func (t *TPM) AKKey() crypto.PublicKey { return t.ak.Public() }
+
+// EKKey is the public half of the EK.
+func (t *TPM) EKKey() crypto.PublicKey { return t.ek.Public() }
 
 // AK returns the AK as VerifyAK would.
 func (t *TPM) AK() *attest.AK {

@@ -103,6 +103,13 @@ func TestRefusesAK(t *testing.T) {
 			p.AKCreationData, p.AKCreationAttest = o.AKCreationData, o.AKCreationAttest
 			p.AKCreationSig = p.SignAK(t, p.AKCreationAttest)
 		}},
+		"creation that names another key": {want: attest.ErrAKCreation, o: creation(func(_ *tpm2.TPMSCreationData, a *tpm2.TPMSAttest) {
+			info, err := a.Attested.Creation()
+			if err != nil {
+				t.Fatal(err)
+			}
+			info.ObjectName.Buffer = append([]byte{0, 11}, make([]byte, 32)...)
+		})},
 		"creation signed by another key": {want: attest.ErrAKCreation, bend: func(p *forge.TPM) {
 			p.AKCreationSig = forge.NewTPM(t, maker, forge.TPMOptions{}).SignAK(t, p.AKCreationAttest)
 		}},

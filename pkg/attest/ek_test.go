@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -64,6 +65,9 @@ func TestRefusesEK(t *testing.T) {
 		"critical SAN with a URI": {want: attest.ErrEKUntrusted, o: cert(func(c *x509.Certificate) {
 			c.ExtraExtensions[0].Value = append([]byte{0x30, 5, 0x88, 3}, 0x2a, 3, 4)
 		})},
+		"critical SAN with an otherName": {want: attest.ErrEKUntrusted, o: cert(func(c *x509.Certificate) {
+			c.ExtraExtensions[0].Value = bytes.Replace(c.ExtraExtensions[0].Value, []byte{0xa4}, []byte{0xa0}, 1)
+		})},
 		"EKU of something else": {want: attest.ErrEKUntrusted, o: cert(func(c *x509.Certificate) {
 			c.UnknownExtKeyUsage = nil
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -83,6 +87,13 @@ func TestRefusesEK(t *testing.T) {
 		}},
 		"intermediate expired": {want: attest.ErrEKUntrusted, bend: func(a *args, _ *forge.TPM) {
 			a.chain[1] = maker.NewIntermediate(t, func(c *x509.Certificate) { c.NotAfter = forge.Epoch().Add(-time.Hour) }).Raw
+		}},
+		"more intermediates than the path length allows": {want: attest.ErrEKUntrusted, bend: func(a *args, p *forge.TPM) {
+			a.chain = maker.Deepen(t, p.EKKey())
+		}},
+		"root has expired": {want: attest.ErrEKUntrusted, bend: func(a *args, p *forge.TPM) {
+			old := forge.NewMakerWith(t, "Forge Semiconductor", func(c *x509.Certificate) { c.NotAfter = forge.Epoch().Add(-time.Hour) })
+			a.chain, a.roots = old.IssueEK(t, p.EKKey(), nil), old.EKRoots()
 		}},
 		"chain too long":        {want: attest.ErrEKCert, bend: func(a *args, _ *forge.TPM) { a.chain = make([][]byte, attest.MaxChain+1) }},
 		"certificate too big":   {want: attest.ErrEKCert, bend: func(a *args, _ *forge.TPM) { a.chain[0] = make([]byte, attest.MaxCertificate+1) }},

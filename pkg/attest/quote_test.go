@@ -2,6 +2,7 @@ package attest_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
 	"errors"
 	"testing"
@@ -60,8 +61,10 @@ func TestRefusesQuote(t *testing.T) {
 		"ECC signature for an RSA key": {want: attest.ErrQuoteSignature, o: forge.TPMOptions{RSAAK: true}, bend: func(a *args) {
 			a.sig = forge.NewTPM(t, maker, forge.TPMOptions{}).SignAK(t, a.att)
 		}},
-		"SHA-1 signature": {want: attest.ErrQuoteSignature, bend: func(a *args) { a.sig[3] = 4 }},
-		"NULL signature":  {want: attest.ErrQuoteSignature, bend: func(a *args) { a.sig = []byte{0, 0x10} }},
+		"SHA-1 signature, ECDSA":  {want: attest.ErrQuoteSignature, bend: func(a *args) { a.sig = a.tpm.SignAKWith(t, a.att, crypto.SHA1) }},
+		"SHA-1 signature, RSASSA": {want: attest.ErrQuoteSignature, o: forge.TPMOptions{RSAAK: true}, bend: func(a *args) { a.sig = a.tpm.SignAKWith(t, a.att, crypto.SHA1) }},
+		"SHA-1 signature, RSAPSS": {want: attest.ErrQuoteSignature, o: forge.TPMOptions{RSAAK: true, RSAPSS: true}, bend: func(a *args) { a.sig = a.tpm.SignAKWith(t, a.att, crypto.SHA1) }},
+		"NULL signature":          {want: attest.ErrQuoteSignature, bend: func(a *args) { a.sig = []byte{0, 0x10} }},
 		"HMAC as signature": {want: attest.ErrQuoteSignature, bend: func(a *args) {
 			a.sig = append([]byte{0, 5, 0, 11}, make([]byte, 32)...)
 		}},
@@ -105,7 +108,7 @@ func TestRefusesQuote(t *testing.T) {
 		}},
 		"value of an unselected PCR added":     {want: attest.ErrQuoteValues, bend: func(a *args) { a.pcrs[0].Values[11] = make([]byte, 32) }},
 		"value under another index":            {want: attest.ErrQuoteValues, bend: func(a *args) { v := a.pcrs[0].Values; v[5] = v[4]; delete(v, 4) }},
-		"bank added":                           {want: attest.ErrQuoteValues, bend: func(a *args) { a.pcrs = append(a.pcrs, a.tpm.PCRs[1]) }},
+		"bank added":                           {want: attest.ErrQuoteValues, bend: func(a *args) { a.pcrs = append(a.pcrs, a.tpm.PCRs[2]) }},
 		"values missing":                       {want: attest.ErrQuoteValues, bend: func(a *args) { a.pcrs = nil }},
 		"values of one of two banks":           {want: attest.ErrQuoteValues, sel: both, bend: func(a *args) { a.pcrs = a.pcrs[:1] }},
 		"PCR digest of the values of one bank": {want: attest.ErrQuoteValues, sel: both, hook: func(a *tpm2.TPMSAttest) { info(a).PCRDigest.Buffer = make([]byte, 32) }},

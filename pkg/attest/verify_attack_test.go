@@ -63,8 +63,13 @@ func TestRefusesEvidence(t *testing.T) {
 			ca := &forge.AttestationCA{Cert: w.Authority, Key: w.AuthorityKey()}
 			e.AKCert = ca.Certify(t, forge.Statement(w.TPM, w.Maker.Root), w.TPM.AKKey(), w.Now, nil).Raw
 		}, check: "ak_cert.signature", want: attest.ErrAKCertIssuer},
-		"attestation CA without CA rights": {bend: func(t *testing.T, w *forge.World, _ ev, _ bi, o op) {
-			o.AttestationCAs = []*x509.Certificate{forge.NewAttestationCA(t, func(c *x509.Certificate) { c.IsCA, c.MaxPathLenZero, c.KeyUsage = false, false, 0 }).Cert}
+		"attestation CA without CA rights": {world: func(t *testing.T, w *forge.World) {
+			w.CA = forge.NewAttestationCA(t, func(c *x509.Certificate) {
+				c.IsCA, c.MaxPathLenZero, c.KeyUsage, c.SubjectKeyId = false, false, 0, []byte{1}
+			})
+		}, check: "ak_cert.signature", want: attest.ErrAKCertIssuer},
+		"attestation CA with an unknown critical extension": {world: func(t *testing.T, w *forge.World) {
+			w.CA = forge.NewAttestationCA(t, unknownCritical)
 		}, check: "ak_cert.signature", want: attest.ErrAKCertIssuer},
 		"AK certificate expired at the nonce": {world: akCert(func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = forge.Epoch().Add(-2*time.Hour), forge.Epoch().Add(-time.Hour)
