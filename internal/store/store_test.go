@@ -486,3 +486,39 @@ func TestRefusesTwoActiveAuthorities(t *testing.T) {
 		t.Fatal(n, err)
 	}
 }
+
+// A full disk is an error, nothing is half written, and when there is room
+// again the store goes on.
+func TestFullDisk(t *testing.T) {
+	s := newStore(t)
+	var pages int
+	if err := s.db.QueryRow(`PRAGMA page_count`).Scan(&pages); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.db.Exec(fmt.Sprintf(`PRAGMA max_page_count = %d`, pages+8)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	made := 0
+	for ; err == nil; made++ {
+		if made > 100_000 {
+			t.Fatal("the disk never fills")
+		}
+		batch := make([]Entry, 10)
+		for i := range batch {
+			batch[i] = web(made*10 + i)
+		}
+		_, err = s.CreateEntries(t.Context(), batch)
+	}
+	made--
+	checkMemory(t, s)
+	all, err := s.Entries()
+	if err != nil || len(all) != made*10 {
+		t.Fatalf("%d entries of %d acknowledged, %v", len(all), made*10, err)
+	}
+	if _, err := s.db.Exec(`PRAGMA max_page_count = 100000`); err != nil {
+		t.Fatal(err)
+	}
+	create(t, s, web(-1))
+	checkMemory(t, s)
+}
