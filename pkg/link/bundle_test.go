@@ -2,12 +2,14 @@ package link
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"io"
 	"math/big"
 	"strings"
 	"testing"
@@ -109,6 +111,7 @@ func TestParseBundleRefuses(t *testing.T) {
 		"no signature":             strings.Replace(good, sig, "", 1),
 		"key ID":                   strings.Replace(good, `{"sig":`, `{"keyid":"k","sig":`, 1),
 		"extra field":              strings.Replace(good, `{"mediaType"`, `{"x":1,"mediaType"`, 1),
+		"extra field at the end":   strings.TrimSuffix(good, "}\n") + `,"x":1}`,
 		"extra field in signature": strings.Replace(good, `{"sig":`, `{"x":1,"sig":`, 1),
 		"duplicate key":            strings.Replace(good, `"payloadType":`, `"payloadType":"a","payloadType":`, 1),
 		"case duplicate key":       strings.Replace(good, `"payloadType":`, `"PayloadType":"a","payloadType":`, 1),
@@ -138,7 +141,59 @@ func TestParseBundleRefuses(t *testing.T) {
 }
 
 func TestParseBundleRefusesOversized(t *testing.T) {
-	if _, err := ParseBundle(make([]byte, MaxBundle+1)); !errors.Is(err, ErrMalformed) {
+	raw := append(testBundle(t), bytes.Repeat([]byte(" "), MaxBundle)...)
+	if _, err := ParseBundle(raw); !errors.Is(err, ErrMalformed) {
 		t.Errorf("err = %v, want ErrMalformed", err)
+	}
+}
+
+func TestParseBundleRefusesOversizedCertificate(t *testing.T) {
+	key, _ := testSigner(t)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<33, 0),
+		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, MaxLeaf)}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := (&Bundle{payload: []byte("{}"), signature: []byte{1}, leaf: leaf}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseBundle(raw); !errors.Is(err, ErrMalformed) {
+		t.Errorf("err = %v, want ErrMalformed", err)
+	}
+}
+
+// brokenSigner signs something else, or nothing.
+type brokenSigner struct {
+	*ecdsa.PrivateKey
+	err error
+}
+
+func (b brokenSigner) Sign(r io.Reader, digest []byte, o crypto.SignerOpts) ([]byte, error) {
+	if b.err != nil {
+		return nil, b.err
+	}
+	return b.PrivateKey.Sign(r, make([]byte, len(digest)), o)
+}
+
+func TestSignNoticesABrokenSigner(t *testing.T) {
+	key, leaf := testSigner(t)
+	p, err := Prepare(testStatement())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.SignWithoutEvidence(brokenSigner{key, nil}, leaf); !errors.Is(err, ErrCrypto) {
+		t.Errorf("a bad signature: %v", err)
+	}
+	gone := errors.New("the token was pulled out")
+	if _, err := p.SignWithoutEvidence(brokenSigner{key, gone}, leaf); !errors.Is(err, gone) {
+		t.Errorf("a failing signer: %v", err)
 	}
 }
