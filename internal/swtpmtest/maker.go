@@ -179,6 +179,19 @@ func WriteNVWithDA(t Sender, index tpm2.TPMHandle, data []byte) error {
 	return writeNV(t, index, data, false)
 }
 
+// UndefineNV deletes an index that WriteNV defined.
+func UndefineNV(t Sender, index tpm2.TPMHandle) error {
+	rp, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t)
+	if err != nil {
+		return wrap("read NV public", err)
+	}
+	_, err = tpm2.NVUndefineSpace{
+		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)},
+		NVIndex:    tpm2.NamedHandle{Handle: index, Name: rp.NVName},
+	}.Execute(t)
+	return wrap("undefine NV", err)
+}
+
 func writeNV(t Sender, index tpm2.TPMHandle, data []byte, noDA bool) error {
 	platform := tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}
 	pub := tpm2.TPMSNVPublic{

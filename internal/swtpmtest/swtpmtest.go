@@ -41,7 +41,7 @@ type config struct {
 	maker       *Maker
 	chainInNV   bool
 	wrongEKCert []byte
-	dir         string
+	tcp         bool
 }
 
 // Option changes what Start makes.
@@ -61,6 +61,9 @@ func WithEKCertificateOf(other *TPM) Option {
 	return func(c *config) { c.wrongEKCert = other.EKCert }
 }
 
+// WithTCP lets the TPM listen on a port of the loopback interface.
+func WithTCP() Option { return func(c *config) { c.tcp = true } }
+
 // TPM is a running software TPM.
 type TPM struct {
 	Maker  *Maker
@@ -69,6 +72,7 @@ type TPM struct {
 	t      testing.TB
 	dir    string
 	socket string
+	port   string // with WithTCP, instead of socket
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
@@ -97,6 +101,9 @@ func Start(t testing.TB, opts ...Option) *TPM {
 		s.kill(syscall.SIGKILL)
 		os.RemoveAll(dir)
 	})
+	if c.tcp {
+		s.port = freePort(t)
+	}
 	if s.Maker == nil {
 		s.Maker = NewMaker(t, "Test TPM Maker")
 	}
@@ -108,7 +115,33 @@ func Start(t testing.TB, opts ...Option) *TPM {
 }
 
 // Device returns the device flag of this TPM.
-func (s *TPM) Device() string { return "unix:" + s.socket }
+func (s *TPM) Device() string {
+	if s.port != "" {
+		return "tcp:127.0.0.1:" + s.port
+	}
+	return "unix:" + s.socket
+}
+
+func (s *TPM) dial() (net.Conn, error) {
+	if s.port != "" {
+		return net.Dial("tcp", "127.0.0.1:"+s.port)
+	}
+	return net.Dial("unix", s.socket)
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
 
 // Socket returns the path of the socket.
 func (s *TPM) Socket() string { return s.socket }
@@ -123,9 +156,13 @@ func (s *TPM) start() {
 	s.t.Helper()
 	os.Remove(s.socket) // left behind by a killed process
 	log := filepath.Join(s.dir, "log")
+	server := "type=unixio,path=" + s.socket
+	if s.port != "" {
+		server = "type=tcp,port=" + s.port
+	}
 	s.cmd = exec.Command("swtpm", "socket", "--tpm2",
 		"--tpmstate", "dir="+filepath.Join(s.dir, "state"),
-		"--server", "type=unixio,path="+s.socket,
+		"--server", server,
 		"--ctrl", "type=unixio,path="+s.socket+".ctrl",
 		"--log", "file="+log,
 		"--flags", "not-need-init,startup-clear")
@@ -148,7 +185,7 @@ func (s *TPM) start() {
 	}
 	deadline := time.After(30 * time.Second)
 	for {
-		c, err := net.Dial("unix", s.socket)
+		c, err := s.dial()
 		if err == nil {
 			c.Close()
 			return
@@ -303,7 +340,7 @@ func (s *TPM) Do(fn func(Sender) error) {
 }
 
 func (s *TPM) with(fn func(Sender) error) error {
-	c, err := net.Dial("unix", s.socket)
+	c, err := s.dial()
 	if err != nil {
 		return err
 	}

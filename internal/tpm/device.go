@@ -29,6 +29,10 @@ import (
 // up to half a minute on slow parts.
 const defaultDeadline = 60 * time.Second
 
+// idleTimeout bounds the tidying before the TPM is left to others. The next
+// operation waits for it, and flushes again.
+const idleTimeout = time.Second
+
 // Options configure a Device.
 type Options struct {
 	// Address is the device flag: /dev/tpmrm0, unix:PATH or tcp:HOST:PORT.
@@ -302,7 +306,11 @@ func (s *state) idle() {
 	if s.conn == nil || !s.d.addr.exclusive() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	if s.conn.broken != nil {
+		s.drop()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), idleTimeout)
 	defer cancel()
 	s.conn.ctx = ctx
 	if s.fresh {

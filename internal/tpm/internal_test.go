@@ -2,10 +2,14 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"golang.org/x/sys/unix"
 )
 
 func TestAuthorizationValueHasNoZeroByte(t *testing.T) {
@@ -91,3 +95,39 @@ func TestFixedTemplatesDoNotChange(t *testing.T) {
 }
 
 const fixedParent = "9430f5e63490113d4ed813e7afe4e3012af75fd74076f3c6efdd392701fa7204"
+
+// TestCharDevice stands a datagram socket in for a kernel device, which also
+// gives one response per read.
+func TestCharDevice(t *testing.T) {
+	pair := func() (*charDevice, int) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fds[0]); unix.Close(fds[1]) })
+		return &charDevice{fds[0]}, fds[1]
+	}
+	ok := []byte{0x80, 0x01, 0, 0, 0, 10, 0, 0, 0, 0}
+	dev, peer := pair()
+	if _, err := unix.Write(peer, ok); err != nil {
+		t.Fatal(err)
+	}
+	if rsp, err := dev.roundTrip(t.Context(), []byte("command")); err != nil || !bytes.Equal(rsp, ok) {
+		t.Errorf("%x, %v", rsp, err)
+	}
+	for _, bad := range [][]byte{ok[:9], append(bytes.Clone(ok), 1), {0}} {
+		dev, peer := pair()
+		if _, err := unix.Write(peer, bad); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dev.roundTrip(t.Context(), []byte("command")); !errors.Is(err, errShortResponse) {
+			t.Errorf("%x: err = %v", bad, err)
+		}
+	}
+	dev, _ = pair()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := dev.roundTrip(ctx, []byte("command")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("no answer: err = %v", err)
+	}
+}
