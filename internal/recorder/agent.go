@@ -111,6 +111,10 @@ func agentError(err error) error {
 		case codes.Unavailable, codes.DeadlineExceeded:
 			hint = "look at the logs of rootlink-agent and rootlink-server; --issue-timeout says how long to wait for them"
 		case codes.PermissionDenied:
+			if strings.HasPrefix(what, "no SVID issued") {
+				hint = "the server refused it on what the TPM and the agent showed; the log of rootlink-server has the reason in full"
+				break
+			}
 			hint = "`rootlink whoami -- COMMAND` shows what was measured and what is missing"
 		case codes.FailedPrecondition, codes.Aborted:
 			hint = "run the step again; if it stays so, look at the log of rootlink-agent"

@@ -309,7 +309,10 @@ func TestStepFailsBeforeTheToolStarts(t *testing.T) {
 				return status.Error(codes.PermissionDenied, "no identity issued; hint: run: rootlink-server entry create …")
 			}
 		}, 125, "entry create"},
-		{"not found", func(t *testing.T, _ *issuer, s *Step) { t.Setenv("PATH", "/usr/bin:/bin"); s.Command = []string{"no-such-tool"} }, 127, "name"},
+		{"not found", func(t *testing.T, _ *issuer, s *Step) {
+			t.Setenv("PATH", "/usr/bin:/bin")
+			s.Command = []string{"no-such-tool"}
+		}, 127, "name"},
 		{"not executable", func(t *testing.T, _ *issuer, s *Step) { write(t, "f", "x"); s.Command = []string{"./f"} }, 126, "chmod"},
 		{"no products", func(_ *testing.T, _ *issuer, s *Step) { s.Products = nil }, 125, "--products"},
 		{"product outside", func(_ *testing.T, _ *issuer, s *Step) { s.Products = []string{"../x"} }, 125, "directory"},
