@@ -180,7 +180,8 @@ func agentCount(at *location) *cobra.Command {
 			return err
 		}
 		r, err := cl.agent.CountAgents(ctx, &agentv1.CountAgentsRequest{
-			Filter: &agentv1.CountAgentsRequest_Filter{ByBanned: by, BySelectorMatch: match}})
+			Filter: &agentv1.CountAgentsRequest_Filter{ByBanned: by, BySelectorMatch: match},
+		})
 		if err != nil {
 			return err
 		}

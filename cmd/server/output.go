@@ -64,13 +64,6 @@ func whenText(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format(time.RFC3339)
 }
 
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
-}
-
 // count is the JSON form of every `count` command.
 type count struct {
 	Count int32 `json:"count"`

@@ -95,8 +95,10 @@ func (s Socket) connect(ctx context.Context) (net.Conn, error) {
 	}
 	st, err := os.Stat(s.Path)
 	if err != nil && !errors.Is(err, fs.ErrPermission) {
-		return nil, &Error{Code: ExitInternal, Err: fmt.Errorf("no socket at %s: %w", s.Path, errors.Unwrap(err)),
-			Hint: fmt.Sprintf("start %s%s", s.Daemon, other)}
+		return nil, &Error{
+			Code: ExitInternal, Err: fmt.Errorf("no socket at %s: %w", s.Path, errors.Unwrap(err)),
+			Hint: fmt.Sprintf("start %s%s", s.Daemon, other),
+		}
 	}
 	if err == nil && st.Mode().Type() != fs.ModeSocket {
 		return nil, Hint(fmt.Errorf("%s is not a socket", s.Path), fmt.Sprintf("name the socket of %s%s", s.Daemon, other))
@@ -142,9 +144,11 @@ func checkPeer(c *net.UnixConn, s Socket) error {
 		return credErr
 	}
 	if me := os.Geteuid(); cred.Uid != 0 && int(cred.Uid) != me {
-		return &Error{Code: ExitInternal,
+		return &Error{
+			Code: ExitInternal,
 			Err:  fmt.Errorf("%s: %w: %s listens there, this is %s", s.Path, ErrForeignSocket, userName(cred.Uid), userName(uint32(me))),
-			Hint: fmt.Sprintf("if %s is meant to run as %s, run this command as that user too", s.Daemon, userName(cred.Uid))}
+			Hint: fmt.Sprintf("if %s is meant to run as %s, run this command as that user too", s.Daemon, userName(cred.Uid)),
+		}
 	}
 	return nil
 }

@@ -57,8 +57,10 @@ func TestDiffSaysWhichPCR(t *testing.T) {
 	f := newFixture(t)
 	good, other := f.node(t, 0xa0), f.node(t, 0xb0)
 	ctx := t.Context()
-	if _, err := f.CapturePCRPolicy(ctx, &adminv1.CapturePCRPolicyRequest{AgentId: good, Name: "lab", Profile: "p",
-		NotAfter: epoch.Add(time.Hour).Unix()}); err != nil {
+	if _, err := f.CapturePCRPolicy(ctx, &adminv1.CapturePCRPolicyRequest{
+		AgentId: good, Name: "lab", Profile: "p",
+		NotAfter: epoch.Add(time.Hour).Unix(),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	d, err := f.DiffPCRPolicy(ctx, &adminv1.DiffPCRPolicyRequest{Name: "lab", AgentId: good})

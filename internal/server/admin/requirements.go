@@ -98,18 +98,7 @@ func (t tree) requirement(id string, entries []*store.Entry, known map[string]bo
 			note("%s: entry %s hangs under %s, which is no node known here", id, e.ID, e.ParentID)
 			continue
 		}
-		for _, s := range e.Selectors {
-			add := func(list *[]string, prefix string) {
-				if v, ok := strings.CutPrefix(s.Value, prefix); ok {
-					*list = append(*list, v)
-				}
-			}
-			if s.Type == "binary" {
-				add(&r.Tools, selTool)
-				add(&r.Recorders, selRecorder)
-				add(&r.UnprotectedRecorders, selRecorderUnprotected)
-			}
-		}
+		addPrograms(&r, e.Selectors)
 	}
 	if ways == 0 {
 		return r, false
@@ -130,6 +119,27 @@ func (t tree) requirement(id string, entries []*store.Entry, known map[string]bo
 		note("%s: no PCR policy on the way to its node, so the boot state is not judged", id)
 	}
 	return r, true
+}
+
+// addPrograms adds the tools and recorders that an entry names.
+func addPrograms(r *link.Requirement, selectors []store.Selector) {
+	for _, s := range selectors {
+		if s.Type != "binary" {
+			continue
+		}
+		for _, to := range []struct {
+			list   *[]string
+			prefix string
+		}{
+			{&r.Tools, selTool},
+			{&r.Recorders, selRecorder},
+			{&r.UnprotectedRecorders, selRecorderUnprotected},
+		} {
+			if v, ok := strings.CutPrefix(s.Value, to.prefix); ok {
+				*to.list = append(*to.list, v)
+			}
+		}
+	}
 }
 
 // tree finds the nodes above an entry.

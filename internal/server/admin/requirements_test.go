@@ -51,48 +51,84 @@ func TestRequirements(t *testing.T) {
 		note    string
 	}{
 		{"nothing", nil, nil, ""},
-		{"step under an alias with a PCR policy",
+		{
+			"step under an alias with a PCR policy",
 			[]*store.Entry{lab, ent("/b", "/node/lab", sels("binary", toolA, recorder))},
-			with(boot), ""},
-		{"step under one agent",
+			with(boot), "",
+		},
+		{
+			"step under one agent",
 			[]*store.Entry{ent("/b", agent, sels("binary", toolA, recorder))},
-			with(func(r *link.Requirement) { r.Tier, r.EKs = link.TierTPM, []string{hexOf(0xa0)} }), "boot state is not judged"},
-		{"exec chain of two tools, unprotected recorder",
+			with(func(r *link.Requirement) { r.Tier, r.EKs = link.TierTPM, []string{hexOf(0xa0)} }), "boot state is not judged",
+		},
+		{
+			"exec chain of two tools, unprotected recorder",
 			[]*store.Entry{lab, ent("/b", "/node/lab", sels("binary", toolB, toolA, openRec))},
 			with(func(r *link.Requirement) {
 				boot(r)
 				r.Tools, r.Recorders, r.UnprotectedRecorders = []string{hashA, hashB}, nil, []string{hashD}
-			}), ""},
-		{"entries of one identity are alternatives",
+			}), "",
+		},
+		{
+			"entries of one identity are alternatives",
 			[]*store.Entry{lab, ent("/b", "/node/lab", sels("binary", toolA, recorder)), ent("/b", "/node/lab", sels("binary", toolB, recorder))},
-			with(func(r *link.Requirement) { boot(r); r.Tools = []string{hashA, hashB} }), "2 ways lead"},
-		{"one way without a PCR policy lowers the tier for all",
+			with(func(r *link.Requirement) { boot(r); r.Tools = []string{hashA, hashB} }), "2 ways lead",
+		},
+		{
+			"one way without a PCR policy lowers the tier for all",
 			[]*store.Entry{lab, ent("/b", "/node/lab", sels("binary", toolA, recorder)), ent("/b", agent, sels("binary", toolA, recorder))},
-			with(func(r *link.Requirement) { r.Tier = link.TierTPM }), "boot state is not judged"},
-		{"alias by EK",
+			with(func(r *link.Requirement) { r.Tier = link.TierTPM }), "boot state is not judged",
+		},
+		{
+			"alias by EK",
 			[]*store.Entry{ent("/node/one", "/spire/server", sels("tpmnode", "ek:"+hexOf(3), "pcr_policy:lab")), ent("/b", "/node/one", sels("binary", toolA, recorder))},
-			with(func(r *link.Requirement) { boot(r); r.EKs = []string{hexOf(3)} }), ""},
-		{"alias by a selector that evidence does not show",
+			with(func(r *link.Requirement) { boot(r); r.EKs = []string{hexOf(3)} }), "",
+		},
+		{
+			"alias by a selector that evidence does not show",
 			[]*store.Entry{ent("/node/sb", "/spire/server", sels("tpmnode", "secure_boot:true", "pcr_policy:lab")), ent("/b", "/node/sb", sels("binary", toolA, recorder))},
-			with(boot), "tpmnode:secure_boot:true is checked at issuance only"},
-		{"under another entry",
+			with(boot), "tpmnode:secure_boot:true is checked at issuance only",
+		},
+		{
+			"under another entry",
 			[]*store.Entry{lab, ent("/mid", "/node/lab", sels("binary", "uid:0")), ent("/b", "/mid", sels("binary", toolA, recorder))},
-			with(boot), "/mid: no tool and recorder"},
-		{"policy that never was",
+			with(boot), "/mid: no tool and recorder",
+		},
+		{
+			"policy that never was",
 			[]*store.Entry{ent("/node/x", "/spire/server", sels("tpmnode", "pcr_policy:none")), ent("/b", "/node/x", sels("binary", toolA, recorder))},
-			nil, `PCR policy "none" never existed`},
-		{"parent that does not exist",
-			[]*store.Entry{ent("/b", "/gone", sels("binary", toolA, recorder))}, nil, "no node known here"},
-		{"node of another attestor",
-			[]*store.Entry{ent("/b", "/spire/agent/join_token/1", sels("binary", toolA, recorder))}, nil, "no node known here"},
-		{"entries that are each other's parents",
-			[]*store.Entry{ent("/a", "/b", sels("binary", toolA, recorder)), ent("/b", "/a", sels("binary", toolA, recorder))}, nil, "no node known here"},
-		{"a tool without a recorder",
-			[]*store.Entry{lab, ent("/b", "/node/lab", sels("binary", toolA))}, nil, "signs no steps"},
-		{"a recorder of another attestor's word",
-			[]*store.Entry{lab, ent("/b", "/node/lab", append(sels("binary", toolA), sels("unix", recorder)...))}, nil, "signs no steps"},
-		{"plain workload",
-			[]*store.Entry{lab, ent("/web", "/node/lab", sels("binary", "sha256:"+hashA))}, nil, "signs no steps"},
+			nil, `PCR policy "none" never existed`,
+		},
+		{
+			"parent that does not exist",
+			[]*store.Entry{ent("/b", "/gone", sels("binary", toolA, recorder))},
+			nil, "no node known here",
+		},
+		{
+			"node of another attestor",
+			[]*store.Entry{ent("/b", "/spire/agent/join_token/1", sels("binary", toolA, recorder))},
+			nil, "no node known here",
+		},
+		{
+			"entries that are each other's parents",
+			[]*store.Entry{ent("/a", "/b", sels("binary", toolA, recorder)), ent("/b", "/a", sels("binary", toolA, recorder))},
+			nil, "no node known here",
+		},
+		{
+			"a tool without a recorder",
+			[]*store.Entry{lab, ent("/b", "/node/lab", sels("binary", toolA))},
+			nil, "signs no steps",
+		},
+		{
+			"a recorder of another attestor's word",
+			[]*store.Entry{lab, ent("/b", "/node/lab", append(sels("binary", toolA), sels("unix", recorder)...))},
+			nil, "signs no steps",
+		},
+		{
+			"plain workload",
+			[]*store.Entry{lab, ent("/web", "/node/lab", sels("binary", "sha256:"+hashA))},
+			nil, "signs no steps",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, notes := requirements("example.org", tt.entries, map[string]bool{"lab": true})
