@@ -283,3 +283,35 @@ func FuzzParseTrust(f *testing.F) {
 		}
 	})
 }
+
+// A revocation file that is not understood must not count as an empty one.
+func TestRefusesMalformedRevocations(t *testing.T) {
+	trust, err := NewTrust(testTrustFile(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := `{"format":"rootlink-revocations","version":1,"trust_domain":"example.org","issued":"2030-06-01T00:00:00Z","revocations":[{"kind":"ek","id":"` + strings.Repeat("11", 32) + `","always":true}]}`
+	if _, err := trust.WithRevocations([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for name, bad := range map[string]string{
+		"empty":         "",
+		"unknown key":   strings.Replace(good, `"format"`, `"x":1,"format"`, 1),
+		"duplicate key": strings.Replace(good, `"revocations"`, `"revocations":[],"revocations"`, 1),
+		"other case":    strings.Replace(good, `"revocations":`, `"Revocations":`, 1),
+		"other format":  strings.Replace(good, "rootlink-revocations", "rootlink-trust", 1),
+		"other version": strings.Replace(good, `"version":1`, `"version":2`, 1),
+		"no issue time": strings.Replace(good, `"issued":"2030-06-01T00:00:00Z",`, "", 1),
+		"unknown kind":  strings.Replace(good, `"kind":"ek"`, `"kind":"host"`, 1),
+		"oversized":     good + strings.Repeat(" ", MaxRevocations),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if bad == good {
+				t.Fatal("the fixture is not broken")
+			}
+			if _, err := trust.WithRevocations([]byte(bad)); !errors.Is(err, ErrMalformed) {
+				t.Errorf("err = %v, want ErrMalformed", err)
+			}
+		})
+	}
+}
