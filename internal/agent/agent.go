@@ -86,28 +86,40 @@ func New(cfg Config) (*Agent, error) {
 	return a, nil
 }
 
-// Run runs until ctx ends or something final happens. RunWith is Run with the
-// built-in plugins.
-func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// parts are an agent's inside, wired together and not yet running.
+type parts struct {
+	node   *upstream.Node
+	keeper *identity.Keeper
+	issuer *identity.Issuer
+	server *endpoint.Server
+}
+
+func (a *Agent) assemble(plugins *Plugins) (*parts, error) {
 	trust, err := upstream.NewTrust(a.td, a.cfg.DataDir, a.source)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	node, err := upstream.New(upstream.Config{
+	var p parts
+	p.node, err = upstream.New(upstream.Config{
 		TrustDomain: a.td, Server: a.cfg.Server, Trust: trust,
 		NodeAttestor: plugins.NodeAttestor, Log: a.cfg.Log,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	keeper := identity.NewKeeper(node, trust, a.td, a.cfg.SyncInterval, a.cfg.Log)
-	issuer := identity.NewIssuer(keeper, node, trust, plugins.Quoter, a.cfg.Log)
-	server, err := endpoint.New(endpoint.Config{
-		Keeper: keeper, Issuer: issuer, Attestor: plugins.WorkloadAttestor,
+	p.keeper = identity.NewKeeper(p.node, trust, a.td, a.cfg.SyncInterval, a.cfg.Log)
+	p.issuer = identity.NewIssuer(p.keeper, p.node, trust, plugins.Quoter, a.cfg.Log)
+	p.server, err = endpoint.New(endpoint.Config{
+		Keeper: p.keeper, Issuer: p.issuer, Attestor: plugins.WorkloadAttestor,
 		RecorderGID: a.cfg.RecorderGID, Logs: logReader(a.cfg.EventLog, a.cfg.IMALog), Log: a.cfg.Log,
 	})
+	return &p, err
+}
+
+// Run runs until ctx ends or something final happens. RunWith is Run with the
+// built-in plugins.
+func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
+	p, err := a.assemble(plugins)
 	if err != nil {
 		return err
 	}
@@ -118,13 +130,15 @@ func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
 	}
 	defer l.Close()
 
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	errs := make(chan error, 2)
 	var wg sync.WaitGroup
-	wg.Go(func() { errs <- node.Run(ctx) })
-	wg.Go(func() { errs <- server.Serve(ctx, l) })
-	wg.Go(func() { keeper.Run(ctx) })
-	wg.Go(func() { issuer.Run(ctx) })
-	wg.Go(func() { a.announce(ctx, keeper) })
+	wg.Go(func() { errs <- p.node.Run(ctx) })
+	wg.Go(func() { errs <- p.server.Serve(ctx, l) })
+	wg.Go(func() { p.keeper.Run(ctx) })
+	wg.Go(func() { p.issuer.Run(ctx) })
+	wg.Go(func() { a.announce(ctx, p.keeper) })
 	err = <-errs
 	cancel()
 	wg.Wait()

@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -198,3 +201,21 @@ func selfHash(t *testing.T) string {
 func selfUID() string { return fmt.Sprintf("binary:uid:%d", os.Geteuid()) }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// joinLineOf is the join line for a server's trust key in PEM.
+func joinLineOf(t testing.TB, keyPEM []byte) string {
+	t.Helper()
+	block, _ := pem.Decode(keyPEM)
+	if block == nil {
+		t.Fatal("trust key is not PEM")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.(crypto.Signer).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("rootlink-join:v1:%s:%x", testTD, sha256.Sum256(spki))
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
@@ -23,7 +24,8 @@ type PluginConfig struct {
 	EventLog    string
 	IMALog      string
 
-	nodeData     string // plugin_data of the configuration file, wins over the fields
+	nodeOptions  []nodeagent.Option // benchmarks only
+	nodeData     string             // plugin_data of the configuration file, wins over the fields
 	workloadData string
 }
 

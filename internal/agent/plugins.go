@@ -46,7 +46,7 @@ func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plug
 	if err := p.loadWorkloadAttestor(ctx, c.TrustDomain, c.workloadData, log); err != nil {
 		return nil, hinted(err)
 	}
-	if err := p.loadNodeAttestor(ctx, c.TrustDomain, data, log); err != nil {
+	if err := p.loadNodeAttestor(ctx, c, data, log); err != nil {
 		return nil, hinted(err)
 	}
 	return p, nil
@@ -92,13 +92,13 @@ func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain, hcl str
 	return err
 }
 
-func (p *Plugins) loadNodeAttestor(ctx context.Context, trustDomain, hcl string, log *slog.Logger) error {
-	impl := nodeagent.New()
+func (p *Plugins) loadNodeAttestor(ctx context.Context, c PluginConfig, hcl string, log *slog.Logger) error {
+	impl := nodeagent.New(c.nodeOptions...)
 	l, err := p.load(ctx, catalog.BuiltIn{
 		Name:     wire.PluginName,
 		Plugin:   nodeattestorv1.NodeAttestorPluginServer(impl),
 		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl), wire.QuoterService(impl)},
-	}, trustDomain, hcl, log)
+	}, c.TrustDomain, hcl, log)
 	if err != nil {
 		return err
 	}
