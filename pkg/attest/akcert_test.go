@@ -66,6 +66,7 @@ func TestRefusesAKCertificate(t *testing.T) {
 		"EKU of an SVID beside its own": func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} },
 		"no EKU":                        func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil },
 		"CA":                            func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, c.KeyUsage|x509.KeyUsageCertSign },
+		"no basic constraints":          func(c *x509.Certificate) { c.BasicConstraintsValid = false },
 		"key usage":                     func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyAgreement },
 		"subject":                       func(c *x509.Certificate) { c.Subject.CommonName = "node" },
 		"life over a day":               func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(time.Second) },
@@ -108,17 +109,27 @@ func TestRefusesAKCertificate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			der, err := forge.TrySign(ca, forge.Statement(p, m.Root), p.AKKey(), bend)
 			if err != nil {
-				return // such a certificate cannot even be parsed
+				t.Fatal(err)
 			}
 			c, err := x509.ParseCertificate(der)
+			if err != nil && name == "statement twice" {
+				return // Go's parser is first to refuse it
+			}
 			if err != nil {
-				return
+				t.Fatal(err)
 			}
 			if s, err := attest.ParseAKCertificate(c); !errors.Is(err, attest.ErrAKCert) {
 				t.Errorf("got %v, %v", s, err)
 			}
 		})
 	}
+	t.Run("no authority key identifier", func(t *testing.T) {
+		bare := forge.NewAttestationCA(t, func(c *x509.Certificate) { c.IsCA, c.MaxPathLenZero, c.KeyUsage = false, false, 0 })
+		c := bare.Certify(t, forge.Statement(p, m.Root), p.AKKey(), forge.Epoch(), nil)
+		if _, err := attest.ParseAKCertificate(c); !errors.Is(err, attest.ErrAKCert) {
+			t.Error(err)
+		}
+	})
 	t.Run("key that no AK has", func(t *testing.T) {
 		big := forge.NewTPM(t, m, forge.TPMOptions{EK: forge.EKRSA3072})
 		k, err := x509.ParseCertificate(big.EKChain[0])

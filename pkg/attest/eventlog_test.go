@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -287,6 +288,12 @@ func TestRefusesRelabelledEvents(t *testing.T) {
 		if name == "as it is" && (err != nil || c.SecureBoot == nil) {
 			t.Fatalf("%s: %v, %v", name, c, err)
 		}
+	}
+	// Without a separator nothing says where firmware ended.
+	head, off = splitLog(t, logs.Ubuntu2104NoSecureBootEventLog)
+	open := slices.DeleteFunc(off, sevenSeparator)
+	if c, err := attest.ReplayEventLog(joinLog(head, open), replayed(open)); err == nil && c.SecureBoot != nil {
+		t.Errorf("no separator: Secure Boot %t", *c.SecureBoot)
 	}
 	// And the claim of a machine with Secure Boot is lost, not kept, by relabelling.
 	head, _ = rhel8(t)

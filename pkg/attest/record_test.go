@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"testing"
 
@@ -183,8 +184,18 @@ func TestRefusesMalformedExtension(t *testing.T) {
 		}
 		return x.Value
 	}
+	var inner []byte
+	if _, err := asn1.Unmarshal(x.Value, &inner); err != nil {
+		t.Fatal(err)
+	}
+	// The record ends in the indicator, 04: write it as 18 04.
+	long, err := asn1.Marshal(append(bytes.Clone(inner[:len(inner)-1]), 0x18, 0x04))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, der := range map[string][]byte{
 		"empty":            {},
+		"long indicator":   long,
 		"json choice":      append([]byte{0x0c}, x.Value[1:]...),
 		"trailing":         append(bytes.Clone(x.Value), 0),
 		"other type":       other("application/other", 4),
@@ -211,6 +222,26 @@ func TestRefusesMalformedExtension(t *testing.T) {
 	}
 	if _, err := FromExtensions([]pkix.Extension{{Id: oidCMW()}}); !errors.Is(err, ErrRecord) {
 		t.Errorf("empty value: %v", err)
+	}
+}
+
+func TestRefusesStatementInOtherEncoding(t *testing.T) {
+	s := &AKStatement{EKBasis: BasisAllowList, AKName: append([]byte{0, 11}, make([]byte, 32)...)}
+	x, err := s.extension()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := parseCMW(x.Value, akType, akIndicator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The map starts with a6 01 01: write the version as 18 01.
+	long := append([]byte{b[0], b[1], 0x18}, b[2:]...)
+	if x, err = marshalCMW(akType, akIndicator, long); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parseStatement(x.Value); !errors.Is(err, ErrAKCert) {
+		t.Errorf("got %v", err)
 	}
 }
 
