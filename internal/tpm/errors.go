@@ -23,6 +23,10 @@ var (
 	ErrDataDirLocked = errors.New("data directory is in use by another process")
 	// ErrLockout is TPM_RC_LOCKOUT: the TPM's dictionary attack protection is active.
 	ErrLockout = errors.New("TPM is in dictionary-attack lockout")
+	// ErrNotStarted is TPM_RC_INITIALIZE: nobody has sent TPM2_Startup.
+	ErrNotStarted = errors.New("TPM has not been started")
+	// ErrFailure is TPM_RC_FAILURE: the TPM's self-test failed.
+	ErrFailure = errors.New("TPM is in failure mode")
 	// ErrHierarchyAuth means that the endorsement hierarchy is disabled or has
 	// an authorization value that we do not know.
 	ErrHierarchyAuth = errors.New("TPM's endorsement hierarchy cannot be used")
@@ -64,10 +68,14 @@ func typed(what string, err error) error {
 		return nil
 	}
 	switch {
-	case errors.Is(err, ErrLockout), errors.Is(err, ErrHierarchyAuth):
+	case errors.Is(err, ErrLockout), errors.Is(err, ErrHierarchyAuth), errors.Is(err, ErrNotStarted), errors.Is(err, ErrFailure):
 		return fmt.Errorf("%s: %w", what, err)
 	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%s: %w: %w", what, ErrLockout, err)
+	case errors.Is(err, tpm2.TPMRCInitialize):
+		return fmt.Errorf("%s: %w: %w", what, ErrNotStarted, err)
+	case errors.Is(err, tpm2.TPMRCFailure):
+		return fmt.Errorf("%s: %w: %w", what, ErrFailure, err)
 	case errors.Is(err, tpm2.TPMRCHierarchy):
 		return fmt.Errorf("%s: %w: %w", what, ErrHierarchyAuth, err)
 	}
@@ -94,6 +102,10 @@ func Hint(err error) string {
 		return "stop the other agent, or give each agent its own data directory (one TPM can be one node of a trust domain only)"
 	case errors.Is(err, ErrLockout):
 		return "wait for the lockout interval, or reset it with: tpm2_dictionarylockout --clear-lockout"
+	case errors.Is(err, ErrNotStarted):
+		return "firmware does this at boot; start swtpm with --flags not-need-init,startup-clear"
+	case errors.Is(err, ErrFailure):
+		return "switch the machine off and on; if it stays, the TPM is defective (tpm2_gettestresult)"
 	case errors.Is(err, ErrHierarchyAuth):
 		return "the endorsement hierarchy must be enabled with an empty authorization value: check the firmware setup, or tpm2_changeauth -c endorsement"
 	case errors.Is(err, ErrBankDisabled):

@@ -3,9 +3,9 @@ package tpm_test
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"encoding/binary"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -259,9 +259,13 @@ func TestRetriesWhenTPMIsBusy(t *testing.T) {
 	if _, err := d.QuoteNode(ctx, pcrs(), [32]byte{}, "example.org", [32]byte{}); !isErr(err, context.DeadlineExceeded) {
 		t.Errorf("busy for ever: err = %v", err)
 	}
-	p.answer(tpm2.TPMCCQuote, 1, tpm2.TPMRCLockout)
-	if _, err := d.QuoteNode(background(t), pcrs(), [32]byte{}, "example.org", [32]byte{}); !isErr(err, tpm.ErrLockout) || tpm.Hint(err) == "" {
-		t.Errorf("lockout: err = %v", err)
+	for rc, want := range map[tpm2.TPMRC]error{
+		tpm2.TPMRCLockout: tpm.ErrLockout, tpm2.TPMRCInitialize: tpm.ErrNotStarted, tpm2.TPMRCFailure: tpm.ErrFailure,
+	} {
+		p.answer(tpm2.TPMCCQuote, 1, rc)
+		if _, err := d.QuoteNode(background(t), pcrs(), [32]byte{}, "example.org", [32]byte{}); !isErr(err, want) || tpm.Hint(err) == "" {
+			t.Errorf("%v: err = %v", rc, err)
+		}
 	}
 	noLeak(t, sw)
 }
@@ -454,138 +458,35 @@ func TestDamagedAKFileIsReplaced(t *testing.T) {
 	}
 }
 
-// proxy stands between a Device and swtpm and spoils things.
-type proxy struct {
-	t    *testing.T
-	path string
-	to   string
-
-	mu    sync.Mutex
-	cut   int // commands until the connection is cut, 0: never
-	fired bool
-	hook  func(c net.Conn, cmd []byte) []byte // an answer instead of the TPM's, or nil
-}
-
-func newProxy(t *testing.T, to string) *proxy {
-	dir, err := os.MkdirTemp("", "proxy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := &proxy{t: t, path: filepath.Join(dir, "s"), to: to}
-	l, err := net.Listen("unix", p.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { l.Close(); <-done })
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			p.serve(c) // one at a time, as swtpm
-		}
-	}()
-	return p
-}
-
-// cutAfter loses the connection after n more commands have reached the TPM and
-// before their answer. The result tells whether it came to that.
-func (p *proxy) cutAfter(n int) func() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cut, p.fired = n, false
-	return func() bool {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.cut = 0
-		return p.fired
-	}
-}
-
-// before sends another command before each of the next n commands cc.
-func (p *proxy) before(cc tpm2.TPMCC, n int, other []byte) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.hook = func(up net.Conn, cmd []byte) []byte {
-		if tpm2.TPMCC(binary.BigEndian.Uint32(cmd[6:])) == cc && n > 0 {
-			n--
-			exchange(up, other)
-		}
-		return nil
-	}
-}
-
-// answer gives the next n commands cc a response code instead of executing them.
-func (p *proxy) answer(cc tpm2.TPMCC, n int, rc tpm2.TPMRC) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// TestRSAKeysOnTPMWithoutP256 hides the TPM's curves.
+func TestRSAKeysOnTPMWithoutP256(t *testing.T) {
+	sw := swtpmtest.Start(t, swtpmtest.WithEK(swtpmtest.RSA2048))
+	p := newProxy(t, sw.Socket())
 	p.hook = func(_ net.Conn, cmd []byte) []byte {
-		if tpm2.TPMCC(binary.BigEndian.Uint32(cmd[6:])) != cc || n == 0 {
+		if tpm2.TPMCC(binary.BigEndian.Uint32(cmd[6:])) != tpm2.TPMCCGetCapability || tpm2.TPMCap(binary.BigEndian.Uint32(cmd[10:])) != tpm2.TPMCapECCCurves {
 			return nil
 		}
-		n--
-		return binary.BigEndian.AppendUint32([]byte{0x80, 0x01, 0, 0, 0, 10}, uint32(rc))
+		return []byte{0x80, 0x01, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0}
 	}
-}
-
-func (p *proxy) serve(c net.Conn) {
-	defer c.Close()
-	up, err := net.Dial("unix", p.to)
+	d, err := tpm.Open(tpm.Options{Address: "unix:" + p.path, DataDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		return
+		t.Fatal(err)
 	}
-	defer up.Close()
-	for {
-		cmd, err := message(c)
-		if err != nil {
-			return
-		}
-		p.mu.Lock()
-		hook := p.hook
-		p.mu.Unlock()
-		var rsp []byte
-		if hook != nil {
-			rsp = hook(up, cmd)
-		}
-		if rsp == nil {
-			if rsp, err = exchange(up, cmd); err != nil {
-				return
-			}
-		}
-		p.mu.Lock()
-		cut := p.cut == 1
-		if p.cut > 0 {
-			p.cut--
-		}
-		p.fired = p.fired || cut
-		p.mu.Unlock()
-		if cut {
-			return
-		}
-		if _, err := c.Write(rsp); err != nil {
-			return
-		}
+	defer d.Close()
+	dev, err := d.AK(background(t))
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-func exchange(c net.Conn, cmd []byte) ([]byte, error) {
-	if _, err := c.Write(cmd); err != nil {
-		return nil, err
+	ak, err := attest.VerifyAK(dev.Public, dev.CreationData, dev.CreationAttest, dev.CreationSignature)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return message(c)
-}
-
-func message(c net.Conn) ([]byte, error) {
-	h := make([]byte, 10)
-	if _, err := io.ReadFull(c, h); err != nil {
-		return nil, err
+	if _, ok := ak.Public.(*rsa.PublicKey); !ok {
+		t.Errorf("the AK is a %T", ak.Public)
 	}
-	b := make([]byte, binary.BigEndian.Uint32(h[2:]))
-	copy(b, h)
-	_, err := io.ReadFull(c, b[10:])
-	return b, err
+	q, err := d.QuoteNode(background(t), pcrs(), [32]byte{}, "example.org", [32]byte{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse(t, d, q)
 }

@@ -144,12 +144,15 @@ func (a *attestation) round() (context.Context, context.CancelFunc) {
 func (a *attestation) introduce() error {
 	ctx, cancel := a.round()
 	defer cancel()
+	// The AK first: loading it tells whether the TPM is still the one whose EK we
+	// remember.
+	var err error
+	if a.ak, err = a.dev.AK(ctx); err != nil {
+		return deviceStatus("load the AK", err)
+	}
 	ek, err := a.dev.EK(ctx)
 	if err != nil {
 		return deviceStatus("read the EK", err)
-	}
-	if a.ak, err = a.dev.AK(ctx); err != nil {
-		return deviceStatus("load the AK", err)
 	}
 	info, err := a.dev.Info(ctx)
 	if err != nil {
