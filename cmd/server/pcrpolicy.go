@@ -291,6 +291,7 @@ func policyDiff(at *location) *cobra.Command {
 				}
 				rows = append(rows, []string{d.Profile, pcr, j.Want, got})
 			}
+			note(c, "compared with what the agent attested at %s; `%s agent evict` makes it attest again", whenText(r.AttestedUnix), program)
 			if err := emit(c, out, func(w io.Writer) error {
 				if r.Matches {
 					_, err := fmt.Fprintf(w, "met: profile %s\n", r.MatchedProfile)

@@ -107,12 +107,11 @@ func (s Socket) connect(ctx context.Context) (net.Conn, error) {
 	c, err := d.DialContext(ctx, "unix", s.Path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		owner := ""
+		who := "as the user that runs " + s.Daemon + ", or as root"
 		if st != nil {
-			owner = " (" + userName(st.Sys().(*syscall.Stat_t).Uid) + ")"
+			who = "as " + userName(st.Sys().(*syscall.Stat_t).Uid) + ", who runs " + s.Daemon
 		}
-		return nil, Hint(fmt.Errorf("may not open the socket %s: %w", s.Path, syscall.EACCES),
-			fmt.Sprintf("run the command as the user that runs %s%s, or as root", s.Daemon, owner))
+		return nil, Hint(fmt.Errorf("may not open the socket %s: %w", s.Path, syscall.EACCES), "run the command "+who)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return nil, Hint(fmt.Errorf("nobody answers at %s: %w", s.Path, syscall.ECONNREFUSED),
 			fmt.Sprintf("%s is not running; start it%s", s.Daemon, other))
