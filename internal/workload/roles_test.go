@@ -49,6 +49,11 @@ func runRole(role string, args []string) int {
 		return fail(syscall.Exec(args[1], args[1:], os.Environ()))
 	case "children": // args: socket, then one letter per child
 		return holdChildren(args, in)
+	case "fuse": // args: directory, program
+		if err := serveFuse(args[0], args[1], in); err != nil {
+			return fail(err)
+		}
+		return 0
 	case "new-measurer":
 		_, err := NewMeasurer(Options{})
 		say(fmt.Sprint("measurer ", err))
