@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // What callers branch on.
@@ -113,9 +115,9 @@ func tracer(pid int) int {
 // agent's socket was stamped with the group at connect, and nothing after that
 // needs it. It reports whether there was one.
 //
-// The kernel made the process undumpable when it started it setgid, and keeps
-// it so: other processes of the user can neither trace it nor read its memory,
-// where the step's key will be.
+// The kernel made the process undumpable when it started it setgid: other
+// processes of the user can neither trace it nor read its memory, where the
+// step's key will be. Said again here, because fs.suid_dumpable can be 1.
 func DropGroup() (bool, error) {
 	rgid := syscall.Getgid()
 	if syscall.Getegid() == rgid {
@@ -127,5 +129,5 @@ func DropGroup() (bool, error) {
 	if syscall.Getegid() != rgid {
 		return true, errors.New("giving up the recorder group: it is still there")
 	}
-	return true, nil
+	return true, unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 
@@ -287,11 +288,7 @@ func (r *state) after(materials *Recording) error {
 	if len(r.stmt.Subjects) == 0 {
 		return cli.Fail(cli.ExitRun, errors.New("the products are empty directories: nothing to sign"), "check --products and --exclude")
 	}
-	for _, rec := range []*Recording{materials, products} {
-		if n := len(rec.Skipped); n > 0 {
-			r.say("%d names without content of their own were not recorded, the first is %s", n, rec.Skipped[0])
-		}
-	}
+	r.noteSkipped(materials, products)
 	if self, err := os.Readlink("/proc/self/exe"); err == nil && r.measured != nil {
 		r.execs = append(r.execs, link.Executable{Path: self, Role: "recorder",
 			Digest: map[string]string{"sha256": hex.EncodeToString(r.measured.GetMeasurement().GetRecorder())}})
@@ -313,6 +310,26 @@ func (r *state) after(materials *Recording) error {
 		return err
 	}
 	return r.write(signed)
+}
+
+// maxSkipped bounds what is listed of names without content.
+const maxSkipped = 256
+
+func (r *state) noteSkipped(recs ...*Recording) {
+	var names []string
+	for _, rec := range recs {
+		names = append(names, rec.Skipped...)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) == 0 {
+		return
+	}
+	r.say("%d names have no content of their own and were passed over, the first is %s", len(names), names[0])
+	if more := len(names) - maxSkipped; more > 0 {
+		names = append(names[:maxSkipped], fmt.Sprintf("and %d more", more))
+	}
+	r.stmt.Byproducts.Skipped = names
 }
 
 func (r *state) sign(ctx context.Context, p *link.Prepared) (*Signed, error) {

@@ -245,11 +245,15 @@ func TestStep(t *testing.T) {
 	t.Setenv("GOPROXY", "https://me:token@proxy.example")
 	t.Setenv("SECRET", "x")
 	s := newStep(t, "sh", "-c", "cat in >out")
-	s.Materials = []string{"in"}
+	s.Materials = []string{"in", "d"}
+	write(t, "d/f", "hello")
+	if err := os.Symlink("nowhere", "d/dangling"); err != nil {
+		t.Fatal(err)
+	}
 	if code, err := s.Run(); code != 0 || err != nil {
 		t.Fatal(code, err)
 	}
-	if !regexp.MustCompile(`^build\.[0-9a-f]{8}\.sigstore\.json in out sha256-[0-9a-f]{64}\.eventlog$`).MatchString(left(t)) {
+	if !regexp.MustCompile(`^build\.[0-9a-f]{8}\.sigstore\.json d in out sha256-[0-9a-f]{64}\.eventlog$`).MatchString(left(t)) {
 		t.Errorf("left %s", left(t))
 	}
 	names, err := filepath.Glob("*.sigstore.json")
@@ -269,7 +273,7 @@ func TestStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	if st.Step != "build" || len(st.Subjects) != 1 || st.Subjects[0].Name != "out" || st.Subjects[0].Digest["sha256"] != hexSum("hello") ||
-		len(st.Materials) != 1 || st.Materials[0].Digest["sha256"] != hexSum("hello") {
+		len(st.Materials) != 2 || st.Materials[0].Digest["sha256"] != hexSum("hello") {
 		t.Errorf("%+v", st)
 	}
 	if st.Byproducts.ExitCode == nil || *st.Byproducts.ExitCode != 0 || len(st.Byproducts.Executables) != 2 {
@@ -277,6 +281,9 @@ func TestStep(t *testing.T) {
 	}
 	if x := st.Byproducts.Executables[0]; x.Role != "tool" || x.Digest["sha256"] != i.tools[0] {
 		t.Errorf("tool %+v, measured %v", x, i.tools)
+	}
+	if k := st.Byproducts.Skipped; len(k) != 1 || k[0] != "d/dangling: dangling symlink" {
+		t.Errorf("skipped %q", k)
 	}
 	v := st.Environment.Variables
 	if v["GOFLAGS"] != "-mod=readonly" || v["GOPROXY"] != "https://REDACTED@proxy.example" || v["SECRET"] != "" {

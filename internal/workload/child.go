@@ -202,6 +202,11 @@ func RecorderProtected(caller *Peer, recorderGID uint32) (ok bool, reason string
 	if caller.GID != recorderGID {
 		return false, fmt.Sprintf("the recorder connected with gid %d, not the recorder group %d: it is not installed setgid, or was started traced, with no_new_privs, or in a user namespace", caller.GID, recorderGID)
 	}
+	// With 1, a debugging mode of the kernel, processes that gained privileges
+	// can be traced by their user from their first instruction on.
+	if b, err := os.ReadFile("/proc/sys/fs/suid_dumpable"); err != nil || strings.TrimSpace(string(b)) == "1" {
+		return false, "fs.suid_dumpable is 1 or cannot be read, so setgid programs can be traced"
+	}
 	tids, err := threads(caller.PID)
 	if err != nil {
 		return false, "its threads cannot be listed: " + err.Error()

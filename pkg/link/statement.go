@@ -53,6 +53,8 @@ type Byproducts struct {
 	Executables []Executable `json:"executables,omitempty"`
 	Started     time.Time    `json:"started,omitzero"`
 	Finished    time.Time    `json:"finished,omitzero"`
+	// Skipped names what was met among the files and has no content to record.
+	Skipped []string `json:"skipped,omitempty"`
 }
 
 // Executable is a program that ran as the step's main process, or its script.
