@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"math/big"
@@ -313,5 +314,35 @@ func TestRefusesMalformedRevocations(t *testing.T) {
 				t.Errorf("err = %v, want ErrMalformed", err)
 			}
 		})
+	}
+}
+
+func TestRefusesMalformedTrustedRoot(t *testing.T) {
+	good := string(testTrustFile(t).TrustedRoot)
+	_, other := testCA(t, "second")
+	cert := good[strings.Index(good, `{"rawBytes"`) : strings.Index(good, `"}]}`)+2]
+	for name, bad := range map[string]string{
+		"unknown key at the end": strings.TrimSuffix(good, "}") + `,"x":1}`,
+		"other media type":       strings.Replace(good, "v0.1+json", "v9+json", 1),
+		"no authority":           `{"mediaType":"` + trustedRootMediaType01 + `"}`,
+		"two certificates":       strings.Replace(good, cert, cert+`,{"rawBytes":"`+base64.StdEncoding.EncodeToString(other.Raw)+`"}`, 1),
+		"no certificate":         strings.Replace(good, cert, "", 1),
+		"garbage certificate":    strings.Replace(good, cert, `{"rawBytes":"AAAA"}`, 1),
+		"no window":              good[:strings.Index(good, `"start"`)] + good[strings.Index(good, `Z"}`)+2:],
+		"window that ends early": strings.Replace(good, `"end":"2031`, `"end":"2029`, 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if bad == good {
+				t.Fatal("the fixture is not broken")
+			}
+			f := testTrustFile(t)
+			f.TrustedRoot = json.RawMessage(bad)
+			if _, err := NewTrust(f); !errors.Is(err, ErrMalformed) {
+				t.Errorf("err = %v, want ErrMalformed", err)
+			}
+		})
+	}
+	if _, err := MarshalTrustedRoot([]Authority{{Certificate: other}}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("an authority without a window was written: %v", err)
 	}
 }

@@ -65,8 +65,8 @@ func MarshalTrustedRoot(authorities []Authority) (json.RawMessage, error) {
 }
 
 // parseTrustedRoot reads the authorities out of a Sigstore TrustedRoot. Logs
-// and timestamp authorities in it are refused for as long as nothing here
-// could check what they say.
+// and timestamp authorities may be in it: nothing here relies on them yet, and
+// bundles that do are refused.
 func parseTrustedRoot(raw []byte) ([]Authority, error) {
 	if len(raw) == 0 {
 		return nil, malformed("no trusted_root")
