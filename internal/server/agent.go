@@ -47,7 +47,7 @@ func (a *agentService) filter(f *agentv1.ListAgentsRequest_Filter) (func(*store.
 			!before.IsZero() && !x.ExpiresAt.Before(before):
 			return false
 		}
-		return selectors(x.Selectors)
+		return selectors(a.s.nodeSelectors(x))
 	}, nil
 }
 

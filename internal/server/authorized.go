@@ -21,8 +21,9 @@ import (
 // authorizedCache holds what each agent is authorised for, as long as nothing
 // that it was computed from has changed.
 type authorizedCache struct {
-	mu sync.Mutex
-	m  map[string][]*authorizedSet // by agent ID, newest last
+	mu   sync.Mutex
+	m    map[string][]*authorizedSet // guarded by mu; by agent ID, newest first
+	size int                         // guarded by mu; of all sets together
 }
 
 // setsPerAgent is how many sets of selectors are remembered of one agent: the
@@ -35,6 +36,9 @@ type authorizedSet struct {
 	entries    map[string]*store.Entry
 	sorted     []*store.Entry // by ID
 }
+
+// size is the set's share of the cache; an empty one is not free.
+func (a *authorizedSet) size() int { return len(a.entries) + 1 }
 
 // authorized returns the entries that an agent with these selectors may ask
 // for: below its own ID, below every alias whose selectors it has, and below
@@ -86,18 +90,24 @@ func (c *authorizedCache) get(agentID string, gen uint64, selectors []store.Sele
 func (c *authorizedCache) put(agentID string, set *authorizedSet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.m == nil || len(c.m) > maxCachedAgents {
-		c.m = make(map[string][]*authorizedSet)
+	if c.m == nil || c.size > maxCachedEntries {
+		c.m, c.size = make(map[string][]*authorizedSet), 0
 	}
-	sets := slices.DeleteFunc(slices.Clone(c.m[agentID]), func(old *authorizedSet) bool { return old.generation != set.generation })
-	if len(sets) == setsPerAgent {
-		sets = sets[1:]
+	var keep []*authorizedSet
+	for _, old := range c.m[agentID] {
+		if old.generation == set.generation && len(keep) < setsPerAgent-1 {
+			keep = append(keep, old)
+		} else {
+			c.size -= old.size()
+		}
 	}
-	c.m[agentID] = append(sets, set)
+	c.m[agentID] = append([]*authorizedSet{set}, keep...)
+	c.size += set.size()
 }
 
-// maxCachedAgents bounds the cache; over it everything is computed anew.
-const maxCachedAgents = 100_000
+// maxCachedEntries bounds the cache, in entries of all sets together; over it
+// everything is computed anew.
+const maxCachedEntries = 1 << 20
 
 // below adds the entries below a parent. Each is visited once, so a circle of
 // parents ends.

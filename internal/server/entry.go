@@ -19,7 +19,6 @@ import (
 const (
 	maxPage      = 500
 	maxPageBytes = 3 << 20
-	maxBatch     = 1000
 )
 
 type entryService struct {
@@ -157,9 +156,6 @@ func (e *entryService) GetEntry(ctx context.Context, req *entryv1.GetEntryReques
 }
 
 func (e *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreateEntryRequest) (*entryv1.BatchCreateEntryResponse, error) {
-	if len(req.Entries) > maxBatch {
-		return nil, status.Errorf(codes.InvalidArgument, "%d entries, at most %d allowed", len(req.Entries), maxBatch)
-	}
 	resp := &entryv1.BatchCreateEntryResponse{Results: make([]*entryv1.BatchCreateEntryResponse_Result, len(req.Entries))}
 	var good []store.Entry
 	var index []int
@@ -207,9 +203,6 @@ func (e *entryService) newEntry(p *types.Entry) (*store.Entry, error) {
 }
 
 func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchUpdateEntryRequest) (*entryv1.BatchUpdateEntryResponse, error) {
-	if len(req.Entries) > maxBatch {
-		return nil, status.Errorf(codes.InvalidArgument, "%d entries, at most %d allowed", len(req.Entries), maxBatch)
-	}
 	resp := new(entryv1.BatchUpdateEntryResponse)
 	for _, p := range req.Entries {
 		r := new(entryv1.BatchUpdateEntryResponse_Result)
@@ -238,9 +231,6 @@ func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchU
 }
 
 func (e *entryService) BatchDeleteEntry(ctx context.Context, req *entryv1.BatchDeleteEntryRequest) (*entryv1.BatchDeleteEntryResponse, error) {
-	if len(req.Ids) > maxBatch {
-		return nil, status.Errorf(codes.InvalidArgument, "%d entries, at most %d allowed", len(req.Ids), maxBatch)
-	}
 	resp := new(entryv1.BatchDeleteEntryResponse)
 	for _, id := range req.Ids {
 		r := &entryv1.BatchDeleteEntryResponse_Result{Id: id, Status: okStatus()}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +34,9 @@ func (s *Server) sameBoot(in *issuance, v *attest.Verified) error {
 	// signed this, so nobody else can bring it about.
 	if now, err := s.store.Agent(in.agent.ID); err == nil && now.Serial == in.agent.Serial {
 		s.cfg.Log.Warn("TPM was reset under its agent, which has to attest again", "agent", in.agent.ID, "reset_count", q.ResetCount)
+		if err := s.store.AddAgentEvent(context.Background(), in.agent.ID, "tpm_reset", fmt.Sprintf("reset count %d, attested with %d", q.ResetCount, node.ResetCount)); err != nil {
+			return err
+		}
 		if err := s.store.DeleteAgent(context.Background(), in.agent.ID); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}

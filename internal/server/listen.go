@@ -29,7 +29,13 @@ func listenAdmin(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	defer os.RemoveAll(private)
-	tmp := filepath.Join(private, "s")
+	// Through a descriptor the path is short, however long that of dir is.
+	d, err := os.Open(private)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	defer d.Close()
+	tmp := fmt.Sprintf("/proc/self/fd/%d/s", d.Fd())
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)

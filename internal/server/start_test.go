@@ -106,6 +106,16 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	bundleOf(t, w.admin)
 }
 
+// The longest path that the system allows works, although the socket is first
+// bound under a longer one.
+func TestLongestSocketPath(t *testing.T) {
+	w := newWorld(t, nil)
+	w.stop()
+	w.cfg.AdminSocket = filepath.Join(w.dir, strings.Repeat("s", 107-len(w.dir)-1))
+	w.start()
+	bundleOf(t, w.admin)
+}
+
 func TestRefusesLooseFiles(t *testing.T) {
 	w := newWorld(t, nil)
 	w.stop()

@@ -84,6 +84,7 @@ func (s *Store) ActivateNewSerial(ctx context.Context, id, serial string) (*Agen
 		a := *old
 		a.Serial, a.ExpiresAt = old.NewSerial, old.NewExpiresAt
 		a.NewSerial, a.NewExpiresAt = "", time.Time{}
+		a.KeyBound = false // no quote has covered the renewed key
 		return &a, nil
 	})
 }

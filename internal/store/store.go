@@ -113,7 +113,12 @@ func (s *Store) write(ctx context.Context, f func(tx *sql.Tx) (apply func(*memor
 	if err := s.mend(ctx); err != nil {
 		return err
 	}
-	tx, err := s.db.BeginTx(ctx, nil)
+	// A caller that goes away ends what has not begun; a commit that has begun
+	// is seen through, so that its outcome is known.
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	tx, err := s.db.BeginTx(context.WithoutCancel(ctx), nil)
 	if err != nil {
 		return fmt.Errorf("store: begin: %w", err)
 	}
