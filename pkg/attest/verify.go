@@ -211,7 +211,7 @@ func (r *run) checks() []check {
 		{"quote.structure", "TPM 2.0 Part 2, 10.12.12", must(r.quoteStructure)},
 		{"quote.signature", "TPM 2.0 Part 3, 18.4", must(r.quoteSignature)},
 		{"quote.selection", "evidence.md, Verification 12", must(r.quoteSelection)},
-		{"quote.pcr_digest", "TPM 2.0 Part 2, 10.12.1", must(r.quoteDigest)},
+		{"quote.pcr_digest", "TPM 2.0 Part 2, 10.12.4", must(r.quoteDigest)},
 		{"leaf.commitment", "evidence.md, Tree", must(r.commitment)},
 		{"leaf.agent_key", "evidence.md, Verification 15", r.agentKey},
 		{"leaf.payload", "evidence.md, Verification 16", r.payload},
