@@ -41,10 +41,7 @@ func ParseAddress(s string) (Address, error) {
 		return Address{}, fmt.Errorf("%w: %q has a NUL byte", ErrAddress, s)
 	case strings.HasPrefix(s, "unix:"):
 		// unix:///path is a habit from SPIFFE socket addresses.
-		p := strings.TrimPrefix(s, "unix:")
-		if strings.HasPrefix(p, "//") {
-			p = p[2:]
-		}
+		p := strings.TrimPrefix(strings.TrimPrefix(s, "unix:"), "//")
 		if p == "" {
 			return Address{}, fmt.Errorf("%w: %q names no socket", ErrAddress, s)
 		}

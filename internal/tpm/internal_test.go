@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/pkg/attest"
 )
 
 func TestAuthorizationValueHasNoZeroByte(t *testing.T) {
@@ -73,8 +75,16 @@ func TestSoftwareTPMHeuristic(t *testing.T) {
 		manufacturer, vendor string
 		want                 bool
 	}{
-		{"IBM", "SW   TPM", true}, {"IBM", "", false}, {"MSFT", "xCG fTPM", true}, {"GOOG", "vTPM", true},
-		{"VMW", "", true}, {"AMZN", "NitroTPM", true}, {"IFX", "SLB9672", false}, {"INTC", "Intel", false}, {"AMD", "AMD", false}, {"", "", false},
+		{"IBM", "SW   TPM", true},
+		{"IBM", "", false},
+		{"MSFT", "xCG fTPM", true},
+		{"GOOG", "vTPM", true},
+		{"VMW", "", true},
+		{"AMZN", "NitroTPM", true},
+		{"IFX", "SLB9672", false},
+		{"INTC", "Intel", false},
+		{"AMD", "AMD", false},
+		{"", "", false},
 	} {
 		if got := softwareTPM(c.manufacturer, c.vendor); got != c.want {
 			t.Errorf("%q %q: %v", c.manufacturer, c.vendor, got)
@@ -129,5 +139,30 @@ func TestCharDevice(t *testing.T) {
 	defer cancel()
 	if _, err := dev.roundTrip(ctx, []byte("command")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("no answer: err = %v", err)
+	}
+}
+
+func TestRefusesQuoteOfAnotherSelection(t *testing.T) {
+	sel := func(alg tpm2.TPMIAlgHash, pcrs ...uint) tpm2.TPMSPCRSelection {
+		return tpm2.TPMSPCRSelection{Hash: alg, PCRSelect: tpm2.PCClientCompatible.PCRs(pcrs...)}
+	}
+	want := []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{0, 7}}}
+	for _, c := range []struct {
+		name string
+		got  []tpm2.TPMSPCRSelection
+		ok   bool
+	}{
+		{"as asked", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA256, 0, 7)}, true},
+		{"an empty bank beside it", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA1), sel(tpm2.TPMAlgSHA256, 0, 7)}, true},
+		{"nothing", nil, false},
+		{"the bank is empty", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA256)}, false},
+		{"one PCR is missing", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA256, 0)}, false},
+		{"one PCR too many", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA256, 0, 7, 8)}, false},
+		{"another bank", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA1, 0, 7)}, false},
+		{"another bank too", []tpm2.TPMSPCRSelection{sel(tpm2.TPMAlgSHA256, 0, 7), sel(tpm2.TPMAlgSHA1, 0)}, false},
+	} {
+		if err := sameSelection(tpm2.TPMLPCRSelection{PCRSelections: c.got}, want); (err == nil) != c.ok {
+			t.Errorf("%s: err = %v", c.name, err)
+		}
 	}
 }
