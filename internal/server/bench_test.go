@@ -43,3 +43,29 @@ func BenchmarkMintX509SVID(b *testing.B) {
 	})
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "SVIDs/s")
 }
+
+// BenchmarkBatchNewX509SVID is issuance with leaf evidence, in batches as an
+// agent sends them whose leaves share quotes.
+func BenchmarkBatchNewX509SVID(b *testing.B) {
+	_, n, step, _ := issuer(b, func(c *Config) { c.Log = slog.New(slog.DiscardHandler) })
+	const batch = 100
+	client := svidv1.NewSVIDClient(n.conn)
+	for done := 0; done < b.N; done += batch {
+		b.StopTimer()
+		req := new(svidv1.BatchNewX509SVIDRequest)
+		for range batch {
+			req.Params = append(req.Params, &svidv1.NewX509SVIDParams{EntryId: step, Csr: n.csr(n.step("/build"))})
+		}
+		b.StartTimer()
+		resp, err := client.BatchNewX509SVID(b.Context(), req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, r := range resp.Results {
+			if r.Status.Code != 0 {
+				b.Fatal(r.Status)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "SVIDs/s")
+}

@@ -61,7 +61,7 @@ func (c *clock) add(d time.Duration) {
 
 // world is a running server, a maker of TPMs that it trusts, and its admin.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	cfg   Config
 	clock *clock
@@ -71,7 +71,7 @@ type world struct {
 	admin *grpc.ClientConn
 }
 
-func newWorld(t *testing.T, bend func(*Config)) *world {
+func newWorld(t testing.TB, bend func(*Config)) *world {
 	t.Helper()
 	// t.TempDir is too long a path for a socket in some tests.
 	dir, err := os.MkdirTemp("", "rl")
@@ -119,7 +119,7 @@ func (w *world) start() {
 	w.admin = dial(w.t, "unix:"+w.srv.AdminSocket(), insecure.NewCredentials())
 }
 
-func dial(t *testing.T, target string, creds credentials.TransportCredentials) *grpc.ClientConn {
+func dial(t testing.TB, target string, creds credentials.TransportCredentials) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds))
 	if err != nil {
@@ -448,7 +448,7 @@ func reasonOf(err error) types.PermissionDeniedDetails_Reason {
 	return types.PermissionDeniedDetails_UNKNOWN
 }
 
-func bundleOf(t *testing.T, conn grpc.ClientConnInterface) *types.Bundle {
+func bundleOf(t testing.TB, conn grpc.ClientConnInterface) *types.Bundle {
 	t.Helper()
 	b, err := bundlev1.NewBundleClient(conn).GetBundle(t.Context(), &bundlev1.GetBundleRequest{})
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 )
 
 // issuer is a world with one node and an entry for a step and a workload.
-func issuer(t *testing.T, bend func(*Config)) (w *world, n *node, step, workload string) {
+func issuer(t testing.TB, bend func(*Config)) (w *world, n *node, step, workload string) {
 	t.Helper()
 	w = newWorld(t, bend)
 	n = w.attest(w.newTPM(), attestOptions{})
