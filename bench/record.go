@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	treeFiles = 20000
+	treeFile  = 8 << 10   // bytes of each
+	treeBig   = 512 << 20 // bytes of one more
+)
+
+// makeTree writes a source tree with one large file.
+func makeTree(dir string) error {
+	r := rand.NewChaCha8([32]byte{1})
+	buf := make([]byte, 1<<20)
+	for i := range treeFiles {
+		if i < 100 {
+			if err := os.MkdirAll(filepath.Join(dir, fmt.Sprintf("%02d", i)), 0o700); err != nil {
+				return err
+			}
+		}
+		r.Read(buf[:treeFile])
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%02d/%d", i%100, i)), buf[:treeFile], 0o600); err != nil {
+			return err
+		}
+	}
+	f, err := os.Create(filepath.Join(dir, "big"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for range treeBig / len(buf) {
+		r.Read(buf)
+		if _, err := f.Write(buf); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// recording: `rootlink run` with a whole tree as materials and as products,
+// once just written, so that both passes read all of it, and once older.
+func recording(ctx context.Context, b *bench) error {
+	if err := b.enrolStep(ctx); err != nil {
+		return err
+	}
+	tree := b.path("tree")
+	defer os.RemoveAll(tree)
+	if err := makeTree(tree); err != nil {
+		return err
+	}
+	newest := filepath.Join(tree, "big")
+	both := []string{"--materials", "tree", "--products", "tree"}
+	_, _, err := b.runStep(ctx, "--products", "product") // warms the agent's cache
+	if err != nil {
+		return err
+	}
+	var old, fresh, peer, empty samples
+	var memory int64
+	if err := settle(newest); err != nil {
+		return err
+	}
+	for range 2*b.runs + 1 {
+		took, peak, err := b.runStep(ctx, both...)
+		if err != nil {
+			return err
+		}
+		old, memory = append(old, took), max(memory, peak)
+		if took, _, err = b.runStep(ctx, "--products", "product"); err != nil {
+			return err
+		}
+		empty = append(empty, took)
+		// xargs -P2: the way people hash a tree on two cores.
+		c := exec.CommandContext(ctx, "sh", "-c", "find tree -type f -size +1M -print0 -o -type f -print0 | xargs -0 -n 256 -P 2 sha256sum >/dev/null")
+		if took, _, err = timed(c, b.dir); err != nil {
+			return err
+		}
+		peer = append(peer, took)
+	}
+	for range b.runs {
+		// A changed time is as good as a new file: neither is believed yet.
+		if err := touch(tree); err != nil {
+			return err
+		}
+		took, peak, err := b.runStep(ctx, both...)
+		if err != nil {
+			return err
+		}
+		fresh, memory = append(fresh, took), max(memory, peak)
+	}
+	floor := hashFloor()
+	b.out.most("record 20,000 × 8 KiB and 512 MiB, both ends", old, 600*time.Millisecond,
+		fmt.Sprintf("the same run without files: %s; SHA-256 of it from memory, 2 threads: %s; sha256sum, 2 at a time: %s",
+			short(empty.median()), short(floor), short(peer.median())))
+	b.out.most("the same, just written: everything read twice", fresh, 0, fmt.Sprintf("twice the SHA-256: %s", short(2*floor)))
+	b.out.bytes("peak memory of rootlink run for it", memory, 64<<20, "")
+	return nil
+}
+
+// touch gives every file of a tree a new ctime.
+func touch(tree string) error {
+	return filepath.WalkDir(tree, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		return os.Chmod(path, 0o600)
+	})
+}
+
+// hashFloor is how long two threads need for the bytes of the tree when they
+// lie in memory: the big file cannot be divided, the others follow it.
+func hashFloor() time.Duration {
+	var s samples
+	for range 3 {
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		buf := make([]byte, 128<<10)
+		start := time.Now()
+		for range min(2, runtime.NumCPU()) {
+			wg.Go(func() {
+				for {
+					i := next.Add(1) - 1
+					if i > treeFiles {
+						return
+					}
+					h := sha256.New()
+					n := treeFile
+					if i == 0 {
+						n = treeBig
+					}
+					for ; n > 0; n -= len(buf) {
+						h.Write(buf[:min(n, len(buf))])
+					}
+					h.Sum(nil)
+				}
+			})
+		}
+		wg.Wait()
+		s = append(s, time.Since(start))
+	}
+	return s.median()
+}

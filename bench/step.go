@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+// tool is the cheapest thing that can be recorded.
+func tool() (string, error) { return exec.LookPath("true") }
+
+const stepPath = "/step"
+
+// enrolStep makes the entry that stepCosts, verifyCosts and recording use.
+func (b *bench) enrolStep(ctx context.Context) error {
+	if b.enrolled {
+		return nil
+	}
+	t, err := tool()
+	if err != nil {
+		return err
+	}
+	if err := b.createStep(ctx, stepPath, b.program("rootlink"), t); err != nil {
+		return err
+	}
+	b.enrolled = true
+	return os.WriteFile(b.path("product"), []byte("a product\n"), 0o600)
+}
+
+// runStep runs `rootlink run` of true in the world's directory.
+func (b *bench) runStep(ctx context.Context, args ...string) (took time.Duration, peak int64, err error) {
+	t, err := tool()
+	if err != nil {
+		return 0, 0, err
+	}
+	args = append(append([]string{"run", "--step", "bench", "--bundle-out", b.path("step.sigstore.json")}, args...), "--", t)
+	return timed(exec.CommandContext(ctx, b.program("rootlink"), args...), b.dir, "SPIFFE_ENDPOINT_SOCKET=unix://"+b.socket())
+}
+
+// timed runs a command and returns its time and its peak RSS in bytes.
+func timed(c *exec.Cmd, dir string, env ...string) (time.Duration, int64, error) {
+	c.Dir, c.Env = dir, append(os.Environ(), env...)
+	stderr, err := os.CreateTemp(dir, "stderr")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer os.Remove(stderr.Name())
+	defer stderr.Close()
+	c.Stderr = stderr
+	start := time.Now()
+	err = c.Run()
+	took := time.Since(start)
+	if err != nil {
+		text, _ := os.ReadFile(stderr.Name())
+		return 0, 0, fmt.Errorf("%s: %w\n%s", c.Path, err, text)
+	}
+	return took, c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
+}
+
+// stepCosts: `rootlink run -- true` and `true`, in turns.
+func stepCosts(ctx context.Context, b *bench) error {
+	if err := b.enrolStep(ctx); err != nil {
+		return err
+	}
+	t, err := tool()
+	if err != nil {
+		return err
+	}
+	const n = 60
+	var more, alone, empty samples
+	for i := range n + 3 {
+		with, _, err := b.runStep(ctx, "--products", "product")
+		if err != nil {
+			return err
+		}
+		without, _, err := timed(exec.CommandContext(ctx, t), b.dir)
+		if err != nil {
+			return err
+		}
+		start, _, err := timed(exec.CommandContext(ctx, b.program("rootlink"), "--version"), b.dir)
+		if err != nil {
+			return err
+		}
+		if i < 3 { // the agent has to hash both programs once
+			continue
+		}
+		more, alone, empty = append(more, with-without), append(alone, without), append(empty, start)
+	}
+	b.out.most("rootlink run -- true, more than true", more, 30*time.Millisecond,
+		fmt.Sprintf("true: %s; rootlink --version, of which a run starts two: %s", short(alone.median()), short(empty.median())))
+	return nil
+}

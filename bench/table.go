@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// table prints lines as they are measured.
+type table struct{ w io.Writer }
+
+var columns = []int{50, 36, 17, 0}
+
+func (t *table) head() {
+	t.line("figure", "measured", "target", "beside it")
+	t.line(strings.Repeat("-", columns[0]), strings.Repeat("-", columns[1]), strings.Repeat("-", columns[2]), strings.Repeat("-", 30))
+}
+
+func (t *table) line(cells ...string) {
+	var b strings.Builder
+	for i, c := range cells {
+		b.WriteString(c)
+		if i < len(cells)-1 {
+			b.WriteString(strings.Repeat(" ", max(1, columns[i]+2-utf8.RuneCountInString(c))))
+		}
+	}
+	fmt.Fprintln(t.w, strings.TrimRight(b.String(), " "))
+}
+
+// most prints a figure that should not exceed target; a target of 0 is none.
+func (t *table) most(figure string, s samples, target time.Duration, beside string) {
+	aim := ""
+	if target > 0 {
+		aim = "≤ " + short(target)
+		if s.median() > target {
+			aim += " OVER"
+		}
+	}
+	t.line(figure, s.String(), aim, beside)
+}
+
+// bytes prints a size that should not exceed target.
+func (t *table) bytes(figure string, n, target int64, beside string) {
+	aim := ""
+	if target > 0 {
+		aim = "≤ " + size(target)
+		if n > target {
+			aim += " OVER"
+		}
+	}
+	t.line(figure, size(n), aim, beside)
+}
+
+// samples are the times of one figure.
+type samples []time.Duration
+
+func (s samples) at(p float64) time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	o := slices.Sorted(slices.Values(s))
+	return o[max(0, int(math.Ceil(p*float64(len(o))))-1)]
+}
+
+func (s samples) median() time.Duration { return s.at(0.5) }
+
+func (s samples) String() string {
+	if len(s) == 1 {
+		return short(s[0])
+	}
+	return fmt.Sprintf("%s (%s … %s, n=%d)", short(s.median()), short(s.at(0.1)), short(s.at(0.9)), len(s))
+}
+
+// short prints three digits of a duration.
+func short(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "-" + short(-d)
+	case d >= 10*time.Second:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d >= time.Second:
+		return fmt.Sprintf("%.2f s", d.Seconds())
+	case d >= time.Millisecond:
+		return digits(float64(d)/float64(time.Millisecond)) + " ms"
+	}
+	return digits(float64(d)/float64(time.Microsecond)) + " µs"
+}
+
+func digits(f float64) string {
+	switch {
+	case f >= 100:
+		return fmt.Sprintf("%.0f", f)
+	case f >= 10:
+		return fmt.Sprintf("%.1f", f)
+	}
+	return fmt.Sprintf("%.2f", f)
+}
+
+func size(n int64) string {
+	switch {
+	case n >= 1<<20:
+		return digits(float64(n)/(1<<20)) + " MiB"
+	case n >= 10<<10:
+		return digits(float64(n)/(1<<10)) + " KiB"
+	}
+	return fmt.Sprintf("%d bytes", n)
+}
+
+func cpuModel() string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return "unknown"
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == "model name" {
+			return strings.TrimSpace(v)
+		}
+	}
+	return "unknown"
+}
+
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(b), " ")
+	return one
+}
+
+// middle is the median of rates.
+func middle(f []float64) float64 {
+	if len(f) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(f))[len(f)/2]
+}
