@@ -66,6 +66,10 @@ type Device struct {
 	done    chan struct{} // closed when the owner has ended
 }
 
+// longestTurn bounds how long an unbroken run of operations keeps a TPM that
+// serves one client at a time from the others.
+const longestTurn = 500 * time.Millisecond
+
 // job is one operation. It owns the connection while it runs.
 type job struct {
 	ctx  context.Context
@@ -77,7 +81,8 @@ type job struct {
 type state struct {
 	d     *Device
 	conn  *conn
-	fresh bool // connected, leftovers not yet flushed
+	since time.Time // of conn
+	fresh bool      // connected, leftovers not yet flushed
 
 	ek        *EK            // as first seen
 	ak        *akFile        // as on disk
@@ -147,6 +152,9 @@ func (d *Device) own() {
 	for {
 		select {
 		case j := <-d.jobs:
+			if time.Since(st.since) > longestTurn {
+				st.idle()
+			}
 			j.done <- st.perform(j)
 			continue
 		case <-d.closing.Done():
@@ -262,7 +270,7 @@ func (s *state) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.conn, s.fresh = c, true
+		s.conn, s.since, s.fresh = c, time.Now(), true
 		s.forget()
 	}
 	s.conn.ctx = ctx
