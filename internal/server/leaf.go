@@ -31,15 +31,15 @@ func (s *Server) sameBoot(in *issuance, v *attest.Verified) error {
 		return nil
 	}
 	// An agent attests again when it is told that it is unknown. Its own TPM has
-	// signed this, so nobody else can bring it about.
-	if now, err := s.store.Agent(in.agent.ID); err == nil && now.Serial == in.agent.Serial {
+	// signed this, so nobody else can bring it about. Whoever has attested again
+	// or was banned meanwhile stays as he is.
+	detail := fmt.Sprintf("reset count %d, attested with %d", q.ResetCount, node.ResetCount)
+	err := s.store.EvictAgent(context.Background(), in.agent.ID, in.agent.Serial, "tpm_reset", detail)
+	switch {
+	case err == nil:
 		s.cfg.Log.Warn("TPM was reset under its agent, which has to attest again", "agent", in.agent.ID, "reset_count", q.ResetCount)
-		if err := s.store.AddAgentEvent(context.Background(), in.agent.ID, "tpm_reset", fmt.Sprintf("reset count %d, attested with %d", q.ResetCount, node.ResetCount)); err != nil {
-			return err
-		}
-		if err := s.store.DeleteAgent(context.Background(), in.agent.ID); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
+	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrBanned):
+		return err
 	}
 	return stale("tpm_reset", errors.New("the TPM was reset since the node attested; the node has to attest again"))
 }

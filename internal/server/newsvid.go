@@ -250,6 +250,7 @@ func (s *Server) checkLeaf(in *issuance, entry *store.Entry, csr *x509.Certifica
 	r.Evidence = &svid.Evidence{Record: &embedded, Verified: verified}
 	if r.Profile == svid.Issuer {
 		r.TTL = s.cfg.IssuerTTL
+		r.DNSNames = nil // it signs one statement and serves nothing
 	}
 	return nil
 }

@@ -34,13 +34,18 @@ func (n *node) web() *quoted {
 }
 
 func TestSignsGoodEvidence(t *testing.T) {
-	_, n, step, workload := issuer(t, nil)
-	cert, err := n.sign(step, n.csr(n.step("/build")))
+	w, n, _, workload := issuer(t, nil)
+	e := entry(n.id, "/named", stepSelectorsOf("go")...)
+	e.DnsNames = []string{"build.example.org"}
+	cert, err := n.sign(w.create(e), n.csr(n.step("/named")))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if life := cert.NotAfter.Sub(cert.NotBefore); life > 10*time.Minute+10*time.Second {
 		t.Errorf("an issuer SVID lives for %v", life)
+	}
+	if len(cert.DNSNames) != 0 || len(cert.URIs) != 1 {
+		t.Errorf("an issuer SVID is for %v %v", cert.DNSNames, cert.URIs)
 	}
 	if len(cert.ExtKeyUsage) != 3 {
 		t.Errorf("extended key usages %v", cert.ExtKeyUsage)

@@ -104,17 +104,39 @@ func (s *Store) BanAgent(ctx context.Context, id string) error {
 	return err
 }
 
-// DeleteAgent forgets the agent, which may attest again at once.
+// DeleteAgent forgets the agent, which may attest again at once, and lifts a
+// ban.
 func (s *Store) DeleteAgent(ctx context.Context, id string) error {
+	return s.deleteAgent(ctx, id, "deleted", "", func(*Agent) error { return nil })
+}
+
+// EvictAgent forgets the agent if its SVID is still the one with this serial,
+// else ErrConflict. A ban it does not lift: ErrBanned.
+func (s *Store) EvictAgent(ctx context.Context, id, serial, event, detail string) error {
+	return s.deleteAgent(ctx, id, event, detail, func(a *Agent) error {
+		switch {
+		case a.Banned:
+			return ErrBanned
+		case a.Serial != serial:
+			return ErrConflict
+		}
+		return nil
+	})
+}
+
+func (s *Store) deleteAgent(ctx context.Context, id, event, detail string, may func(*Agent) error) error {
 	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
-		r, err := tx.ExecContext(ctx, `DELETE FROM agents WHERE id = ?`, id)
-		if err != nil {
+		a := s.mem.agents[id] // only writers change memory, and we are the writer
+		if a == nil {
+			return nil, ErrNotFound
+		}
+		if err := may(a); err != nil {
 			return nil, err
 		}
-		if n, err := r.RowsAffected(); err != nil || n == 0 {
-			return nil, cmp.Or(err, ErrNotFound)
+		if _, err := tx.ExecContext(ctx, `DELETE FROM agents WHERE id = ?`, id); err != nil {
+			return nil, err
 		}
-		if err := s.addHistory(ctx, tx, id, "deleted", ""); err != nil {
+		if err := s.addHistory(ctx, tx, id, event, detail); err != nil {
 			return nil, err
 		}
 		return func(m *memory) { delete(m.agents, id) }, nil

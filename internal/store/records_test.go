@@ -106,6 +106,12 @@ func TestAgents(t *testing.T) {
 	if banned, err := s.Banned(id); err != nil || !banned {
 		t.Fatal(banned, err)
 	}
+	// A node that has itself evicted does not get rid of its ban that way.
+	for serial, want := range map[string]error{"2": ErrBanned, "": ErrBanned} {
+		if err := s.EvictAgent(t.Context(), id, serial, "tpm_reset", ""); !errors.Is(err, want) {
+			t.Fatalf("evict with serial %q: %v", serial, err)
+		}
+	}
 	if err := s.DeleteAgent(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +128,15 @@ func TestAgents(t *testing.T) {
 	}
 	if want := []string{"attested", "deleted", "banned", "renewed", "attested"}; !reflect.DeepEqual(events, want) {
 		t.Fatalf("%v, want %v", events, want)
+	}
+	if err := s.EvictAgent(t.Context(), id, "another", "tpm_reset", ""); !errors.Is(err, ErrConflict) {
+		t.Fatal(err)
+	}
+	if err := s.EvictAgent(t.Context(), id, "1", "tpm_reset", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.EvictAgent(t.Context(), id, "1", "tpm_reset", ""); !errors.Is(err, ErrNotFound) {
+		t.Fatal(err)
 	}
 	checkMemory(t, s)
 }

@@ -188,7 +188,10 @@ func TestCommitFails(t *testing.T) {
 			_, err := s.PutAttestedAgent(t.Context(), agent("spiffe://example.org/spire/agent/c"), "")
 			return err
 		},
-		"ban":   func(s *Store) error { return s.BanAgent(t.Context(), "spiffe://example.org/spire/agent/a") },
+		"ban": func(s *Store) error { return s.BanAgent(t.Context(), "spiffe://example.org/spire/agent/a") },
+		"reset": func(s *Store) error {
+			return s.EvictAgent(t.Context(), "spiffe://example.org/spire/agent/a", "1", "tpm_reset", "")
+		},
 		"evict": func(s *Store) error { return s.DeleteAgent(t.Context(), "spiffe://example.org/spire/agent/a") },
 		"activate": func(s *Store) error {
 			_, err := s.ActivateNewSerial(t.Context(), "spiffe://example.org/spire/agent/a", "2")
