@@ -4,9 +4,9 @@
 // A software TPM has three slots for objects, three for sessions, and serves one
 // client at a time. So one goroutine owns a Device: operations queue for it, and
 // when none is waiting it leaves nothing loaded and, where only one client fits,
-// closes the connection, so that tpm2-tools get their turn. Connecting again
-// costs about 30 µs and loading the AK from a saved context less than a
-// millisecond on swtpm (BenchmarkIdleQuote, BenchmarkBusyQuote).
+// closes the connection, so that tpm2-tools get their turn. Connecting and loading
+// the AK from a saved context again costs about half a millisecond on swtpm
+// (BenchmarkIdleQuote against BenchmarkBusyQuote).
 //
 // No exported function signs data chosen by its caller. QuoteNode and
 // QuoteLeaves take fields and hash them through pkg/attest, so that nobody who
