@@ -216,17 +216,19 @@ func (r *state) onExec(e *Exec) error {
 	if r.agent == nil {
 		return r.note(e, nil)
 	}
-	ctx, stop := context.Background(), func() {}
+	outer := context.Background()
 	if e.N == 1 {
 		// ^C before the tool has run its first instruction is for us.
-		var cancel context.CancelFunc
-		ctx, cancel = interruptible()
-		stop = func() { cancel() }
+		var stop context.CancelFunc
+		outer, stop = interruptible()
+		defer stop()
 	}
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, r.IssueTimeout)
+	ctx, cancel := context.WithTimeout(outer, r.IssueTimeout)
 	defer cancel()
 	m, err := r.agent.Measure(ctx, r.SPIFFEID)
+	if outer.Err() != nil {
+		return outer.Err()
+	}
 	if err != nil {
 		if r.AllowUnsigned && Unavailable(err) {
 			r.unsigned(err)
@@ -309,6 +311,9 @@ func (r *state) after(materials *Recording) error {
 		}
 		return err
 	}
+	if r.SPIFFEID != "" && signed.SPIFFEID != r.SPIFFEID {
+		return fmt.Errorf("the agent issued %s, not the identity that --spiffe-id asks for", signed.SPIFFEID)
+	}
 	return r.write(signed)
 }
 
@@ -354,7 +359,7 @@ func explain(err error) error {
 		return nil
 	}
 	if errors.Is(err, context.Canceled) {
-		return cli.Fail(130, errors.New("interrupted: nothing was signed"), "")
+		return cli.Fail(130, errors.New("interrupted"), "")
 	}
 	code := cli.ExitRun
 	switch {
@@ -390,16 +395,24 @@ func Whoami(socket string, command []string, stderr io.Writer) (*workloadv1.Whoa
 		return nil, err
 	}
 	defer a.Close()
+	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, oneAttempt)
 	defer cancel()
+	ask := func(step bool) (*workloadv1.WhoamiResponse, error) {
+		resp, err := a.Whoami(ctx, step)
+		if outer.Err() != nil {
+			return nil, outer.Err()
+		}
+		return resp, err
+	}
 	if len(command) == 0 {
-		resp, err := a.Whoami(ctx, false)
+		resp, err := ask(false)
 		return resp, explain(err)
 	}
 	var resp *workloadv1.WhoamiResponse
 	_, err = Run(Command{Path: path, Args: command, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, func(*Exec) error {
 		var err error
-		if resp, err = a.Whoami(ctx, true); err != nil {
+		if resp, err = ask(true); err != nil {
 			return err
 		}
 		return errLooked

@@ -438,6 +438,20 @@ func TestInterruptLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestInterruptBeforeTheToolRuns(t *testing.T) {
+	i := newIssuer(t)
+	i.measure = func() error {
+		unix.Kill(os.Getpid(), unix.SIGTERM)
+		<-t.Context().Done() // an agent that takes its time
+		return status.Error(codes.Unavailable, "server away")
+	}
+	s := newStep(t, "sh", "-c", "echo ran >out")
+	s.AllowUnsigned = true // not a reason to go on
+	if _, err := s.Run(); cli.ExitCode(err) != 130 || left(t) != "" {
+		t.Errorf("%v, left %q", err, left(t))
+	}
+}
+
 func TestRefusesEvidenceForAnotherStatement(t *testing.T) {
 	i := newIssuer(t)
 	i.issue = func() error {
