@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -32,6 +33,7 @@ const setsPerAgent = 8
 
 type authorizedSet struct {
 	generation uint64
+	until      time.Time // when the first entry of it expires; zero for never
 	selectors  []store.Selector
 	entries    map[string]*store.Entry
 	sorted     []*store.Entry // by ID
@@ -48,13 +50,14 @@ func (s *Server) authorized(agentID string, selectors []store.Selector) (*author
 	if err != nil {
 		return nil, err
 	}
-	if set := s.cache.get(agentID, gen, selectors); set != nil {
+	now := s.cfg.Now()
+	if set := s.cache.get(agentID, gen, selectors, now); set != nil {
 		return set, nil
 	}
 	// An entry that changes while we look raises the generation, so what is
 	// cached under the older number is computed again.
 	set := &authorizedSet{generation: gen, selectors: selectors, entries: make(map[string]*store.Entry)}
-	if err := s.below(agentID, set.entries); err != nil {
+	if err := s.below(agentID, set, now); err != nil {
 		return nil, err
 	}
 	aliases, err := s.store.Children(s.cfg.td.IDString() + "/spire/server")
@@ -62,8 +65,8 @@ func (s *Server) authorized(agentID string, selectors []store.Selector) (*author
 		return nil, err
 	}
 	for _, alias := range aliases {
-		if !s.expired(alias) && contains(selectors, alias.Selectors) {
-			if err := s.below(alias.SPIFFEID, set.entries); err != nil {
+		if set.live(alias, now) && contains(selectors, alias.Selectors) {
+			if err := s.below(alias.SPIFFEID, set, now); err != nil {
 				return nil, err
 			}
 		}
@@ -76,11 +79,11 @@ func (s *Server) authorized(agentID string, selectors []store.Selector) (*author
 	return set, nil
 }
 
-func (c *authorizedCache) get(agentID string, gen uint64, selectors []store.Selector) *authorizedSet {
+func (c *authorizedCache) get(agentID string, gen uint64, selectors []store.Selector, now time.Time) *authorizedSet {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, set := range c.m[agentID] {
-		if set.generation == gen && slices.Equal(set.selectors, selectors) {
+		if set.generation == gen && (set.until.IsZero() || now.Before(set.until)) && slices.Equal(set.selectors, selectors) {
 			return set
 		}
 	}
@@ -95,7 +98,7 @@ func (c *authorizedCache) put(agentID string, set *authorizedSet) {
 	}
 	var keep []*authorizedSet
 	for _, old := range c.m[agentID] {
-		if old.generation == set.generation && len(keep) < setsPerAgent-1 {
+		if old.generation == set.generation && !slices.Equal(old.selectors, set.selectors) && len(keep) < setsPerAgent-1 {
 			keep = append(keep, old)
 		} else {
 			c.size -= old.size()
@@ -109,19 +112,34 @@ func (c *authorizedCache) put(agentID string, set *authorizedSet) {
 // everything is computed anew.
 const maxCachedEntries = 1 << 20
 
+// live reports whether e has not expired, and has the set forgotten when it
+// will have.
+func (a *authorizedSet) live(e *store.Entry, now time.Time) bool {
+	if e.ExpiresAt.IsZero() {
+		return true
+	}
+	if !now.Before(e.ExpiresAt) {
+		return false
+	}
+	if a.until.IsZero() || e.ExpiresAt.Before(a.until) {
+		a.until = e.ExpiresAt
+	}
+	return true
+}
+
 // below adds the entries below a parent. Each is visited once, so a circle of
-// parents ends.
-func (s *Server) below(parentID string, into map[string]*store.Entry) error {
+// parents ends; one that has expired is left out with what hangs from it.
+func (s *Server) below(parentID string, set *authorizedSet, now time.Time) error {
 	children, err := s.store.Children(parentID)
 	if err != nil {
 		return err
 	}
 	for _, e := range children {
-		if into[e.ID] != nil {
+		if set.entries[e.ID] != nil || !set.live(e, now) {
 			continue
 		}
-		into[e.ID] = e
-		if err := s.below(e.SPIFFEID, into); err != nil {
+		set.entries[e.ID] = e
+		if err := s.below(e.SPIFFEID, set, now); err != nil {
 			return err
 		}
 	}

@@ -394,7 +394,7 @@ func TestRefusesExpiredEntry(t *testing.T) {
 		t.Errorf("the SVID outlives its entry: %v", cert.NotAfter)
 	}
 	w.clock.add(2 * time.Minute)
-	n.refused("not_issuable", id, newCSR(t, forge.P256(t), nil))
+	n.refused("entry", id, newCSR(t, forge.P256(t), nil))
 }
 
 func TestRefusesMalformedCSRs(t *testing.T) {
