@@ -217,6 +217,7 @@ func (s *Server) checkLeaf(in *issuance, entry *store.Entry, csr *x509.Certifica
 		AttestationCAs: s.attestationCA.Chain(),
 		EK:             in.ek,
 		RequiredPCRs:   s.cfg.QuotePCRs,
+		Signatures:     s.signatures,
 		CheckNonce:     func(n [32]byte) error { return s.nonces.Check(n, in.agent.ID, in.now) },
 	})
 	if err != nil {

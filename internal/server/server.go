@@ -59,6 +59,8 @@ type Server struct {
 
 	judge  *policy.Judge
 	leaves replayCache
+	// signatures spares leaves under one quote the checks that they share.
+	signatures *attest.Signatures
 
 	count counters
 	cache authorizedCache
@@ -103,6 +105,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	rand.Read(key[:]) // never fails
 	s.nonces = attest.NewNonceMaker(key)
 	s.judge = policy.NewJudge()
+	s.signatures = attest.NewSignatures()
 	s.limiter = newAddressLimiter(s.cfg.AttestationRate, s.cfg.AttestationBurst)
 	if err = s.loadAttestor(ctx); err != nil {
 		return nil, err

@@ -54,12 +54,12 @@ func VerifyEK(chain [][]byte, public []byte, r EKRoots, at time.Time) (*EK, erro
 	if err != nil {
 		return nil, err
 	}
-	return verifyEKKey(key, chain, r, at)
+	return verifyEKKey(key, chain, r, at, nil)
 }
 
 // verifyEKKey is VerifyEK for a key known otherwise. With a nil key the chain
 // must name it.
-func verifyEKKey(key crypto.PublicKey, chain [][]byte, r EKRoots, at time.Time) (*EK, error) {
+func verifyEKKey(key crypto.PublicKey, chain [][]byte, r EKRoots, at time.Time, known *Signatures) (*EK, error) {
 	certs, err := parseChain(chain)
 	if err != nil {
 		return nil, err
@@ -90,7 +90,7 @@ func verifyEKKey(key crypto.PublicKey, chain [][]byte, r EKRoots, at time.Time) 
 	ek := &EK{Hash: hash, Public: key}
 	chainErr := error(nil)
 	if len(certs) > 0 {
-		root, err := verifyEKChain(certs, r, at)
+		root, err := verifyEKChain(certs, r, at, known)
 		if err == nil {
 			ek.Basis, ek.Root, ek.RootHash = BasisMaker, root, sha256.Sum256(root.Raw)
 			return ek, nil

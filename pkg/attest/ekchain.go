@@ -37,7 +37,7 @@ func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
 // of the EK certificate, then issuer by issuer. Go's own Verify is not used
 // because it stops at the critical directoryName that TCG puts in the SAN, and
 // looks at host names, none of which a TPM has.
-func verifyEKChain(certs []*x509.Certificate, r EKRoots, at time.Time) (*x509.Certificate, error) {
+func verifyEKChain(certs []*x509.Certificate, r EKRoots, at time.Time, known *Signatures) (*x509.Certificate, error) {
 	if len(r.Roots) == 0 {
 		return nil, fmt.Errorf("%w: no maker roots are configured", ErrEKCert)
 	}
@@ -48,7 +48,7 @@ func verifyEKChain(certs []*x509.Certificate, r EKRoots, at time.Time) (*x509.Ce
 		return nil, err
 	}
 	s := &chainSearch{
-		roots: r.Roots, at: at, budget: maxPathSignature,
+		roots: r.Roots, at: at, budget: maxPathSignature, known: known,
 		intermediates: append(append([]*x509.Certificate(nil), certs[1:]...), r.Intermediates...),
 	}
 	root := s.climb(certs[0], 0)
@@ -65,6 +65,7 @@ type chainSearch struct {
 	roots, intermediates []*x509.Certificate
 	at                   time.Time
 	budget               int   // signature checks left
+	known                *Signatures
 	last                 error // why the most promising path failed
 }
 
@@ -112,7 +113,7 @@ func (s *chainSearch) signed(c, ca *x509.Certificate, below int) bool {
 		s.last = fmt.Errorf("gave up after %d signature checks", maxPathSignature)
 		return false
 	}
-	if err := c.CheckSignatureFrom(ca); err != nil {
+	if err := s.known.signedBy(c, ca); err != nil {
 		s.last = fmt.Errorf("%.200q is not signed by the configured %.200q: %w", c.Subject, ca.Subject, err)
 		return false
 	}

@@ -84,6 +84,7 @@ type Options struct {
 	RequiredPCRs   []PCRSelection             // must be selected by the quote; at least one
 	CheckNonce     func(nonce [32]byte) error // server: NonceMaker.Check; offline: nil, Binding.SVIDNotBefore bounds it
 	EventLog       []byte                     // optional: replayed when given, must match the record's digest
+	Signatures     *Signatures                // optional: remembers good signatures from call to call
 }
 
 // Verified is evidence that passed Verify. It has no exported fields and no
@@ -279,7 +280,7 @@ func (r *run) akSignature() error {
 		if err = checkCA(ca, 0); err != nil {
 			continue
 		}
-		if err = r.akCert.CheckSignatureFrom(ca); err == nil {
+		if err = r.o.Signatures.signedBy(r.akCert, ca); err == nil {
 			r.ca = ca
 			return nil
 		}
@@ -334,7 +335,7 @@ func (r *run) ekGenuine() (string, bool, error) {
 			return "", false, fmt.Errorf("%w: %v", ErrEKCert, err)
 		}
 	}
-	ek, err := verifyEKKey(key, r.e.EKChain, r.o.EK, r.akCert.NotBefore)
+	ek, err := verifyEKKey(key, r.e.EKChain, r.o.EK, r.akCert.NotBefore, r.o.Signatures)
 	if err != nil {
 		return "", false, err
 	}
@@ -368,8 +369,9 @@ func (r *run) quoteStructure() (err error) {
 }
 
 // 11
-func (r *run) quoteSignature() error {
-	return r.quote.verifySignature(r.e.Attest, r.e.Signature, r.ak)
+func (r *run) quoteSignature() (err error) {
+	r.quote.hash, err = r.o.Signatures.quoted(r.akCert, r.e.Attest, r.e.Signature)
+	return err
 }
 
 // 12

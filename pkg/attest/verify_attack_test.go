@@ -172,14 +172,21 @@ func TestRefusesEvidence(t *testing.T) {
 			if a.world != nil {
 				a.world(t, w)
 			}
-			e, b, o := w.Make(t), w.Binding(), w.Options()
-			if a.bend != nil {
-				a.bend(t, w, e, &b, &o)
-			}
-			v, report, err := attest.Verify(e, b, o)
-			mustFail(t, v, report, err, a.check)
-			if a.want != nil && !errors.Is(err, a.want) {
-				t.Errorf("got %v; want %v", err, a.want)
+			// Once more with a memory that has seen the good evidence, and once
+			// with one that has seen the bad: neither may let anything pass.
+			known := attest.NewSignatures()
+			for _, memory := range []*attest.Signatures{nil, known, known} {
+				e, b, o := w.Make(t), w.Binding(), w.Options()
+				o.Signatures = memory
+				if a.bend != nil {
+					_, _, _ = attest.Verify(e, b, o)
+					a.bend(t, w, e, &b, &o)
+				}
+				v, report, err := attest.Verify(e, b, o)
+				mustFail(t, v, report, err, a.check)
+				if a.want != nil && !errors.Is(err, a.want) {
+					t.Errorf("got %v; want %v", err, a.want)
+				}
 			}
 		})
 	}
