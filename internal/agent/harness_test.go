@@ -188,15 +188,20 @@ func (r *running) fetch() (workloadpb.SpiffeWorkloadAPI_FetchX509SVIDClient, *wo
 }
 
 // selfHash is the selector of the test binary.
-func selfHash(t *testing.T) string {
+func selfHash(t testing.TB) string {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/exe")
+	sel, err := ownSelector()
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := sha256.Sum256(b)
-	return "binary:sha256:" + hex.EncodeToString(h[:])
+	return sel
 }
+
+var ownSelector = sync.OnceValues(func() (string, error) {
+	b, err := os.ReadFile("/proc/self/exe")
+	h := sha256.Sum256(b)
+	return "binary:sha256:" + hex.EncodeToString(h[:]), err
+})
 
 func selfUID() string { return fmt.Sprintf("binary:uid:%d", os.Geteuid()) }
 
