@@ -3,7 +3,9 @@ package recorder
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -14,6 +16,7 @@ import (
 const (
 	readBuffer = 128 << 10 // bytes read at once, per worker
 	bigFile    = 4 << 20   // bytes from which a file is started before others
+	bigBuffer  = 512 << 10 // bytes read at once of a big file, twice
 	queueDepth = 1 << 14   // files found and not yet hashed
 	// settleTime: changes within one tick of a file system's clock leave the
 	// same times; 2 s is the coarsest clock there is.
@@ -143,25 +146,16 @@ func (h *hasher) hash(ctx context.Context, j job, buf []byte) error {
 	}
 	d := sha256.New()
 	var n int64
-	for n < id.size {
-		k, err := unix.Read(fd, buf)
-		if err == unix.EINTR {
-			continue
+	if id.size >= bigFile {
+		n, err = h.readBig(ctx, fd, id.size, d)
+	} else {
+		n, err = readSmall(fd, id.size, d, buf)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		if err != nil {
-			return &os.PathError{Op: "read", Path: j.name, Err: err}
-		}
-		if k == 0 {
-			break
-		}
-		d.Write(buf[:k])
-		n += int64(k)
-		if id.size >= bigFile {
-			if err := ctx.Err(); err != nil {
-				return context.Cause(ctx)
-			}
-			h.report(0, int64(k))
-		}
+		return &os.PathError{Op: "read", Path: j.name, Err: err}
 	}
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: j.name, Err: err}
@@ -177,6 +171,68 @@ func (h *hasher) hash(ctx context.Context, j job, buf []byte) error {
 		h.report(1, n)
 	}
 	return nil
+}
+
+// readSmall reads no further than size: one more read would only find the end,
+// and that the file grew shows in its times.
+func readSmall(fd int, size int64, d io.Writer, buf []byte) (n int64, err error) {
+	for n < size {
+		k, err := read(fd, buf)
+		if err != nil || k == 0 {
+			return n, err
+		}
+		d.Write(buf[:k])
+		n += int64(k)
+	}
+	return n, nil
+}
+
+// readBig reads the next piece while the last is hashed: of one big file among
+// many small ones nothing else can be done in parallel, and everything waits
+// for it.
+func (h *hasher) readBig(ctx context.Context, fd int, size int64, d io.Writer) (n int64, err error) {
+	free, full := make(chan []byte, 2), make(chan []byte, 2)
+	for range cap(free) {
+		free <- make([]byte, bigBuffer)
+	}
+	var readErr error // written before full is closed
+	go func() {
+		defer close(full)
+		for got := int64(0); got < size; {
+			b, ok := <-free
+			if !ok {
+				return
+			}
+			k, err := read(fd, b[:cap(b)])
+			if readErr = err; err != nil || k == 0 {
+				return
+			}
+			got += int64(k)
+			full <- b[:k]
+		}
+	}()
+	for b := range full {
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		d.Write(b)
+		n += int64(len(b))
+		h.report(0, int64(len(b)))
+		free <- b
+	}
+	close(free)
+	for range full { // the reader must be done with fd before the caller closes it
+	}
+	return n, errors.Join(err, readErr)
+}
+
+func read(fd int, b []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, b)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 func openat(name string, flags int) (int, error) {
