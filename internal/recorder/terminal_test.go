@@ -66,8 +66,9 @@ func newTerminal(t *testing.T) *terminal {
 	term.cond.L = &term.mu
 	go term.read()
 	t.Cleanup(func() {
-		unix.Kill(-c.Process.Pid, unix.SIGKILL)
-		ptmx.Close() // hangs up what is left
+		ptmx.Close() // hangs up: the shell passes that on to its jobs and ends
+		kill := time.AfterFunc(5*time.Second, func() { c.Process.Kill() })
+		defer kill.Stop()
 		c.Wait()
 		if t.Failed() {
 			term.mu.Lock()
