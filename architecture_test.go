@@ -16,10 +16,10 @@ import (
 const module = "github.com/rootlink/rootlink"
 
 type goPackage struct {
-	ImportPath   string
-	Imports      []string
-	Deps         []string
-	GoFiles      []string
+	ImportPath string
+	Imports    []string
+	Deps       []string
+	GoFiles    []string
 }
 
 func listPackages(t *testing.T) []goPackage {

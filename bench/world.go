@@ -174,8 +174,10 @@ func (w *world) startAgent() (err error) {
 }
 
 func (w *world) agentFlags() []string {
-	return []string{"--trust-domain", trustDomain, "--server", w.address, "--join", w.join, "--data-dir", w.path("agent"),
-		"--socket", w.socket(), "--tpm", "unix:" + w.path("tpm.sock"), "--recorder-group", "none"}
+	return []string{
+		"--trust-domain", trustDomain, "--server", w.address, "--join", w.join, "--data-dir", w.path("agent"),
+		"--socket", w.socket(), "--tpm", "unix:" + w.path("tpm.sock"), "--recorder-group", "none",
+	}
 }
 
 // close ends what was started and removes the directory.

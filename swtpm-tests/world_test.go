@@ -173,8 +173,10 @@ func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	if was := ts.Getenv("SERVER"); was != "" {
 		listen = was
 	}
-	argv := append([]string{"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
-		"--listen", listen, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug"}, args[1:]...)
+	argv := append([]string{
+		"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
+		"--listen", listen, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug",
+	}, args[1:]...)
 	d := w.start(ts, "server", argv)
 	address := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(d.readyLine(ts))
 	if address == "" {
@@ -204,8 +206,10 @@ func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	join, err := exec.Command(filepath.Join(binDir, "rootlink-server"), "join-line", "--admin-socket", ts.Getenv("ADMIN")).Output()
 	ts.Check(err)
-	argv := append([]string{"rootlink-agent", "run", "--trust-domain", ts.Getenv("TD"), "--server", ts.Getenv("SERVER"),
-		"--join", strings.TrimSpace(string(join)), "--data-dir", ts.MkAbs(name), "--socket", socket, "--tpm", tpm, "--log-level", "debug"}, rest...)
+	argv := append([]string{
+		"rootlink-agent", "run", "--trust-domain", ts.Getenv("TD"), "--server", ts.Getenv("SERVER"),
+		"--join", strings.TrimSpace(string(join)), "--data-dir", ts.MkAbs(name), "--socket", socket, "--tpm", tpm, "--log-level", "debug",
+	}, rest...)
 	d := w.start(ts, name, argv)
 	if neg {
 		d.wait(ts)

@@ -143,8 +143,10 @@ func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
 	cancel()
 	wg.Wait()
 	if errors.Is(err, upstream.ErrBanned) {
-		return &cli.Error{Code: cli.ExitPolicy, Err: err,
-			Hint: "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again"}
+		return &cli.Error{
+			Code: cli.ExitPolicy, Err: err,
+			Hint: "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again",
+		}
 	}
 	return err
 }

@@ -77,8 +77,10 @@ func startIn(t *testing.T, s *fakeServer, dir string, change ...func(*Config)) *
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(sock) })
-	r := &running{t: t, dir: dir, socket: filepath.Join(sock, "api.sock"), quoter: &fakeQuoter{}, log: &logBuffer{t: t},
-		ready: make(chan string, 1), done: make(chan struct{})}
+	r := &running{
+		t: t, dir: dir, socket: filepath.Join(sock, "api.sock"), quoter: &fakeQuoter{}, log: &logBuffer{t: t},
+		ready: make(chan string, 1), done: make(chan struct{}),
+	}
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := Config{
 		TrustDomain: testTD, Server: s.addr, DataDir: filepath.Join(dir, "data"), Socket: r.socket,

@@ -27,13 +27,12 @@ import (
 
 // realWorld is our server, our plugins and a software TPM.
 type realWorld struct {
-	t      testing.TB
-	dir    string
-	tpm    *swtpmtest.TPM
-	cfg    server.Config
-	admin  *grpc.ClientConn
-	bundle string
-	stop   func()
+	t     testing.TB
+	dir   string
+	tpm   *swtpmtest.TPM
+	cfg   server.Config
+	admin *grpc.ClientConn
+	stop  func()
 }
 
 func newRealWorld(t testing.TB, change ...func(*server.Config)) *realWorld {
@@ -126,11 +125,11 @@ func (w *realWorld) agent(t *testing.T) *running {
 func (w *realWorld) agentConfig(log *slog.Logger) (Config, PluginConfig) {
 	data := filepath.Join(w.dir, "agent")
 	return Config{
-			TrustDomain: testTD, Server: w.cfg.Listen, Join: w.joinLine(), DataDir: data,
-			Socket: filepath.Join(w.dir, "api"), SyncInterval: 300 * time.Millisecond, Log: log,
-		}, PluginConfig{
-			TrustDomain: testTD, DataDir: data, TPM: w.tpm.Device(),
-		}
+		TrustDomain: testTD, Server: w.cfg.Listen, Join: w.joinLine(), DataDir: data,
+		Socket: filepath.Join(w.dir, "api"), SyncInterval: 300 * time.Millisecond, Log: log,
+	}, PluginConfig{
+		TrustDomain: testTD, DataDir: data, TPM: w.tpm.Device(),
+	}
 }
 
 func (w *realWorld) addEntry(agentID, path string, selectors ...string) string {
@@ -282,7 +281,6 @@ func TestRealServerAwayAndBack(t *testing.T) {
 		_, resp, err := r.fetch()
 		return err == nil && len(resp.Svids) == 2
 	})
-
 }
 
 // TestRealTPMRestart: the device is reset under the agent; it attests again by

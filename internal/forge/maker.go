@@ -182,9 +182,11 @@ func (m *Maker) Relabel(tb testing.TB, c *x509.Certificate, alg asn1.ObjectIdent
 		TBS asn1.RawValue
 		Alg pkix.AlgorithmIdentifier
 		Sig asn1.BitString
-	}{asn1.RawValue{FullBytes: tbs},
+	}{
+		asn1.RawValue{FullBytes: tbs},
 		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}},
-		asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)}})
+		asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)},
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -176,10 +176,14 @@ func (t *TPM) SignAKWith(tb testing.TB, message []byte, hash crypto.Hash) []byte
 		if err != nil {
 			tb.Fatal(err)
 		}
-		return tpm2.Marshal(tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgECDSA,
-			Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{Hash: hashID,
+		return tpm2.Marshal(tpm2.TPMTSignature{
+			SigAlg: tpm2.TPMAlgECDSA,
+			Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
+				Hash:       hashID,
 				SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
-				SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))}})})
+				SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))},
+			}),
+		})
 	case *rsa.PrivateKey:
 		alg := tpm2.TPMAlgRSASSA
 		sig, err := rsa.SignPKCS1v15(nil, k, hash, d)
@@ -190,8 +194,10 @@ func (t *TPM) SignAKWith(tb testing.TB, message []byte, hash crypto.Hash) []byte
 		if err != nil {
 			tb.Fatal(err)
 		}
-		return tpm2.Marshal(tpm2.TPMTSignature{SigAlg: alg,
-			Signature: tpm2.NewTPMUSignature(alg, &tpm2.TPMSSignatureRSA{Hash: hashID, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig}})})
+		return tpm2.Marshal(tpm2.TPMTSignature{
+			SigAlg:    alg,
+			Signature: tpm2.NewTPMUSignature(alg, &tpm2.TPMSSignatureRSA{Hash: hashID, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig}}),
+		})
 	}
 	tb.Fatal("the TPM has no AK")
 	return nil
@@ -212,16 +218,22 @@ func (t *TPM) makeEK(tb testing.TB, maker *Maker, o TPMOptions) {
 	tb.Helper()
 	policyA, _ := hex.DecodeString("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
 	policyB, _ := hex.DecodeString("b26e7d28d11a50bc53d882bcf5fd3a1a074148bb35d3b4e4cb1c0ad9bde419cacb47ba09699646150f9fc000f3f80e12")
-	p := &tpm2.TPMTPublic{NameAlg: tpm2.TPMAlgSHA256, AuthPolicy: tpm2.TPM2BDigest{Buffer: policyA},
-		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
-			AdminWithPolicy: true, Restricted: true, Decrypt: true}}
+	p := &tpm2.TPMTPublic{
+		NameAlg: tpm2.TPMAlgSHA256, AuthPolicy: tpm2.TPM2BDigest{Buffer: policyA},
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+			AdminWithPolicy: true, Restricted: true, Decrypt: true,
+		},
+	}
 	aes, bits, curve := tpm2.TPMKeyBits(128), 2048, elliptic.P256()
 	if o.EK == EKP384 || o.EK == EKRSA3072 {
 		p.NameAlg, p.AuthPolicy.Buffer, p.ObjectAttributes.UserWithAuth = tpm2.TPMAlgSHA384, policyB, true
 		aes, bits, curve = 256, 3072, elliptic.P384()
 	}
-	sym := tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgAES,
-		KeyBits: tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, aes), Mode: tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB)}
+	sym := tpm2.TPMTSymDefObject{
+		Algorithm: tpm2.TPMAlgAES,
+		KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, aes), Mode: tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+	}
 	t.ek = o.EKKey
 	switch o.EK {
 	case "", EKP256, EKP384:
@@ -233,8 +245,10 @@ func (t *TPM) makeEK(tb testing.TB, maker *Maker, o TPMOptions) {
 			t.ek = k
 		}
 		p.Type = tpm2.TPMAlgECC
-		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: sym,
-			Scheme: tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgNull}, CurveID: curveID(curve), KDF: tpm2.TPMTKDFScheme{Scheme: tpm2.TPMAlgNull}})
+		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+			Symmetric: sym,
+			Scheme:    tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgNull}, CurveID: curveID(curve), KDF: tpm2.TPMTKDFScheme{Scheme: tpm2.TPMAlgNull},
+		})
 		p.Unique = eccPoint(tb, t.ek.Public().(*ecdsa.PublicKey))
 	case EKRSA2048, EKRSA3072:
 		if t.ek == nil {
@@ -245,8 +259,10 @@ func (t *TPM) makeEK(tb testing.TB, maker *Maker, o TPMOptions) {
 			t.ek = k
 		}
 		p.Type = tpm2.TPMAlgRSA
-		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{Symmetric: sym,
-			Scheme: tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgNull}, KeyBits: tpm2.TPMKeyBits(t.ek.Public().(*rsa.PublicKey).N.BitLen())})
+		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
+			Symmetric: sym,
+			Scheme:    tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgNull}, KeyBits: tpm2.TPMKeyBits(t.ek.Public().(*rsa.PublicKey).N.BitLen()),
+		})
 		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: t.ek.Public().(*rsa.PublicKey).N.Bytes()})
 	default:
 		tb.Fatalf("EK kind %q", o.EK)
@@ -262,9 +278,13 @@ func (t *TPM) makeEK(tb testing.TB, maker *Maker, o TPMOptions) {
 
 func (t *TPM) makeAK(tb testing.TB, o TPMOptions) {
 	tb.Helper()
-	p := &tpm2.TPMTPublic{Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
-		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
-			UserWithAuth: true, Restricted: true, SignEncrypt: true}}
+	p := &tpm2.TPMTPublic{
+		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+			UserWithAuth: true, Restricted: true, SignEncrypt: true,
+		},
+	}
 	if o.RSAAK {
 		k, err := rsa.GenerateKey(rand.Reader, 2048)
 		if err != nil {
@@ -272,23 +292,31 @@ func (t *TPM) makeAK(tb testing.TB, o TPMOptions) {
 		}
 		t.ak = k
 		p.Type = tpm2.TPMAlgRSA
-		scheme := tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgRSASSA,
-			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256})}
+		scheme := tpm2.TPMTRSAScheme{
+			Scheme:  tpm2.TPMAlgRSASSA,
+			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256}),
+		}
 		if o.RSAPSS {
-			scheme = tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgRSAPSS,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSigSchemeRSAPSS{HashAlg: tpm2.TPMAlgSHA256})}
+			scheme = tpm2.TPMTRSAScheme{
+				Scheme:  tpm2.TPMAlgRSAPSS,
+				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSigSchemeRSAPSS{HashAlg: tpm2.TPMAlgSHA256}),
+			}
 		}
 		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
-			Symmetric: tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgNull}, Scheme: scheme, KeyBits: 2048})
+			Symmetric: tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgNull}, Scheme: scheme, KeyBits: 2048,
+		})
 		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: k.N.Bytes()})
 	} else {
 		k := P256(tb)
 		t.ak = k
 		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
 			Symmetric: tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgNull},
-			Scheme: tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgECDSA,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256})},
-			CurveID: tpm2.TPMECCNistP256, KDF: tpm2.TPMTKDFScheme{Scheme: tpm2.TPMAlgNull}})
+			Scheme: tpm2.TPMTECCScheme{
+				Scheme:  tpm2.TPMAlgECDSA,
+				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
+			},
+			CurveID: tpm2.TPMECCNistP256, KDF: tpm2.TPMTKDFScheme{Scheme: tpm2.TPMAlgNull},
+		})
 		p.Unique = eccPoint(tb, &k.PublicKey)
 	}
 	if o.AKPublic != nil {
@@ -335,8 +363,10 @@ func nameOf(b []byte) []byte {
 }
 
 func algID(bank string) tpm2.TPMAlgID {
-	return map[string]tpm2.TPMAlgID{"sha1": tpm2.TPMAlgSHA1, "sha256": tpm2.TPMAlgSHA256,
-		"sha384": tpm2.TPMAlgSHA384, "sha512": tpm2.TPMAlgSHA512}[bank]
+	return map[string]tpm2.TPMAlgID{
+		"sha1": tpm2.TPMAlgSHA1, "sha256": tpm2.TPMAlgSHA256,
+		"sha384": tpm2.TPMAlgSHA384, "sha512": tpm2.TPMAlgSHA512,
+	}[bank]
 }
 
 func curveID(c elliptic.Curve) tpm2.TPMECCCurve {
@@ -354,5 +384,6 @@ func eccPoint(tb testing.TB, k *ecdsa.PublicKey) tpm2.TPMUPublicID {
 	}
 	n := (len(raw) - 1) / 2
 	return tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: raw[1 : 1+n]}, Y: tpm2.TPM2BECCParameter{Buffer: raw[1+n:]}})
+		X: tpm2.TPM2BECCParameter{Buffer: raw[1 : 1+n]}, Y: tpm2.TPM2BECCParameter{Buffer: raw[1+n:]},
+	})
 }

@@ -40,8 +40,10 @@ func NewAttestationCA(tb testing.TB, bend func(*x509.Certificate)) *AttestationC
 
 // Statement is what an attestation CA would say about t.
 func Statement(t *TPM, root *x509.Certificate) attest.AKStatement {
-	s := attest.AKStatement{EKHash: t.EKHash, EKBasis: attest.BasisAllowList, AKName: t.AKName,
-		Manufacturer: "FRGE", Firmware: "1.2.3.4", Software: true}
+	s := attest.AKStatement{
+		EKHash: t.EKHash, EKBasis: attest.BasisAllowList, AKName: t.AKName,
+		Manufacturer: "FRGE", Firmware: "1.2.3.4", Software: true,
+	}
 	if root != nil {
 		s.EKBasis, s.EKRoot = attest.BasisMaker, sha256.Sum256(root.Raw)
 	}

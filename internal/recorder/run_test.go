@@ -330,8 +330,15 @@ func TestLookup(t *testing.T) {
 		name string
 		want error
 	}{
-		{"run", nil}, {"plain", ErrNotExecutable}, {"none", ErrNotFound}, {"", ErrNotFound},
-		{dir, ErrNotExecutable}, {dir + "/none", ErrNotFound}, {suid, ErrElevated}, {sgid, ErrElevated}, {"suid", ErrElevated},
+		{"run", nil},
+		{"plain", ErrNotExecutable},
+		{"none", ErrNotFound},
+		{"", ErrNotFound},
+		{dir, ErrNotExecutable},
+		{dir + "/none", ErrNotFound},
+		{suid, ErrElevated},
+		{sgid, ErrElevated},
+		{"suid", ErrElevated},
 	} {
 		if _, err := Lookup(tc.name, env); !errors.Is(err, tc.want) {
 			t.Errorf("%q: %v, want %v", tc.name, err, tc.want)

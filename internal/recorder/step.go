@@ -292,8 +292,10 @@ func (r *state) after(materials *Recording) error {
 	}
 	r.noteSkipped(materials, products)
 	if self, err := os.Readlink("/proc/self/exe"); err == nil && r.measured != nil {
-		r.execs = append(r.execs, link.Executable{Path: self, Role: "recorder",
-			Digest: map[string]string{"sha256": hex.EncodeToString(r.measured.GetMeasurement().GetRecorder())}})
+		r.execs = append(r.execs, link.Executable{
+			Path: self, Role: "recorder",
+			Digest: map[string]string{"sha256": hex.EncodeToString(r.measured.GetMeasurement().GetRecorder())},
+		})
 	}
 	r.stmt.Byproducts.Executables = r.execs
 	prepared, err := link.Prepare(&r.stmt)

@@ -89,8 +89,12 @@ func TestQuotedSelectors(t *testing.T) {
 	a := &store.Agent{
 		AttestationType: "tpmnode", Attestation: &store.Attestation{PCRs: bank(7)},
 		Selectors: []store.Selector{
-			{Type: "other", Value: "secure_boot:true"}, {Type: "tpmnode", Value: "ek:0"}, {Type: "tpmnode", Value: "pcr:sha256:4:04"},
-			{Type: "tpmnode", Value: "pcr:sha256:7:07"}, {Type: "tpmnode", Value: "pcr:sha256:9:09"}, {Type: "tpmnode", Value: "secure_boot:true"},
+			{Type: "other", Value: "secure_boot:true"},
+			{Type: "tpmnode", Value: "ek:0"},
+			{Type: "tpmnode", Value: "pcr:sha256:4:04"},
+			{Type: "tpmnode", Value: "pcr:sha256:7:07"},
+			{Type: "tpmnode", Value: "pcr:sha256:9:09"},
+			{Type: "tpmnode", Value: "secure_boot:true"},
 		},
 	}
 	for name, c := range map[string]struct {

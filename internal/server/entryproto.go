@@ -250,9 +250,11 @@ func (s *Server) memberID(p *types.SPIFFEID) (spiffeid.ID, error) {
 
 // binaryDigest are the forms of the selectors that hold an executable's hash.
 // One that is mistyped would never match, in silence.
-var binaryDigest = regexp.MustCompile(`^((tool|recorder|recorder_unprotected|parent):)?sha256:`)
-var binaryDigestFull = regexp.MustCompile(`^((tool|recorder|recorder_unprotected|parent):)?sha256:[0-9a-f]{64}$`)
-var binaryRole = regexp.MustCompile(`^(tool|recorder|recorder_unprotected|parent):`)
+var (
+	binaryDigest     = regexp.MustCompile(`^((tool|recorder|recorder_unprotected|parent):)?sha256:`)
+	binaryDigestFull = regexp.MustCompile(`^((tool|recorder|recorder_unprotected|parent):)?sha256:[0-9a-f]{64}$`)
+	binaryRole       = regexp.MustCompile(`^(tool|recorder|recorder_unprotected|parent):`)
+)
 
 func selectorsFromProto(in []*types.Selector) ([]store.Selector, error) {
 	if len(in) == 0 {

@@ -198,12 +198,11 @@ type node struct {
 }
 
 type attestOptions struct {
-	unbound bool                           // as a stock agent
-	key     *ecdsa.PrivateKey              // of the CSR
-	proof   func(*tpmv1.Proof)             // bends the proof
-	pause   func()                         // before the proof is sent
-	payload func(*tpmv1.AttestRequest)     // bends the payload
-	sign    func(*x509.CertificateRequest) // bends the CSR
+	unbound bool                       // as a stock agent
+	key     *ecdsa.PrivateKey          // of the CSR
+	proof   func(*tpmv1.Proof)         // bends the proof
+	pause   func()                     // before the proof is sent
+	payload func(*tpmv1.AttestRequest) // bends the payload
 }
 
 // attest attests tpm and fails the test when it is refused.

@@ -170,12 +170,21 @@ func TestVerifyExitCodes(t *testing.T) {
 		"bad time":         {nil, []string{"--not-before", "today", bundleName}, cli.ExitUsage, "hint: such as"},
 		"missing file":     {nil, []string{bundleName, "nowhere"}, cli.ExitInternal, "hint:"},
 		"missing trust":    {nil, []string{"--trust", "nowhere", bundleName}, cli.ExitInternal, "hint:"},
-		"broken trust": {func(t *testing.T, d *desk) { d.write(t, "trust.json", []byte("{}")) },
-			[]string{bundleName}, cli.ExitInternal, "trust export"},
-		"one byte changed": {func(t *testing.T, d *desk) { d.write(t, "hello", []byte("hellp")) },
-			[]string{bundleName, "hello"}, cli.ExitPolicy, "not a subject"},
-		"file added to a directory": {func(t *testing.T, d *desk) { d.write(t, "tree/more", nil) },
-			[]string{bundleName, "tree"}, cli.ExitPolicy, "not a subject"},
+		"broken trust": {
+			func(t *testing.T, d *desk) { d.write(t, "trust.json", []byte("{}")) },
+			[]string{bundleName},
+			cli.ExitInternal, "trust export",
+		},
+		"one byte changed": {
+			func(t *testing.T, d *desk) { d.write(t, "hello", []byte("hellp")) },
+			[]string{bundleName, "hello"},
+			cli.ExitPolicy, "not a subject",
+		},
+		"file added to a directory": {
+			func(t *testing.T, d *desk) { d.write(t, "tree/more", nil) },
+			[]string{bundleName, "tree"},
+			cli.ExitPolicy, "not a subject",
+		},
 		"symbolic link in a directory": {func(t *testing.T, d *desk) {
 			if err := os.Symlink("/etc/passwd", d.path("tree/link")); err != nil {
 				t.Fatal(err)
@@ -186,10 +195,16 @@ func TestVerifyExitCodes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{bundleName, "tree"}, cli.ExitInternal, "neither a file nor a link to one"},
-		"repository in a directory": {func(t *testing.T, d *desk) { d.write(t, "tree/.git/config", nil) },
-			[]string{bundleName, "tree"}, cli.ExitInternal, "is not recorded"},
-		"broken bundle": {func(t *testing.T, d *desk) { d.write(t, bundleName, []byte("not JSON")) },
-			[]string{bundleName}, cli.ExitCrypto, "hint: see what is in it"},
+		"repository in a directory": {
+			func(t *testing.T, d *desk) { d.write(t, "tree/.git/config", nil) },
+			[]string{bundleName, "tree"},
+			cli.ExitInternal, "is not recorded",
+		},
+		"broken bundle": {
+			func(t *testing.T, d *desk) { d.write(t, bundleName, []byte("not JSON")) },
+			[]string{bundleName},
+			cli.ExitCrypto, "hint: see what is in it",
+		},
 		"forged signature": {func(t *testing.T, d *desk) {
 			raw, err := os.ReadFile(d.path(bundleName))
 			if err != nil {

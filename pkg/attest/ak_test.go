@@ -71,19 +71,25 @@ func TestRefusesAK(t *testing.T) {
 			eccParms(p).Scheme.Details = tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA1})
 		})},
 		"ECDAA scheme": {want: attest.ErrAKScheme, o: public(func(p *tpm2.TPMTPublic) {
-			eccParms(p).Scheme = tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgECDAA,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDAA, &tpm2.TPMSSchemeECDAA{HashAlg: tpm2.TPMAlgSHA256})}
+			eccParms(p).Scheme = tpm2.TPMTECCScheme{
+				Scheme:  tpm2.TPMAlgECDAA,
+				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDAA, &tpm2.TPMSSchemeECDAA{HashAlg: tpm2.TPMAlgSHA256}),
+			}
 		})},
 		"OAEP scheme": {want: attest.ErrAKScheme, o: rsa(func(p *tpm2.TPMSRSAParms) {
-			p.Scheme = tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgOAEP,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgOAEP, &tpm2.TPMSEncSchemeOAEP{HashAlg: tpm2.TPMAlgSHA256})}
+			p.Scheme = tpm2.TPMTRSAScheme{
+				Scheme:  tpm2.TPMAlgOAEP,
+				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgOAEP, &tpm2.TPMSEncSchemeOAEP{HashAlg: tpm2.TPMAlgSHA256}),
+			}
 		})},
 		"P-384":      {want: attest.ErrAKScheme, o: public(func(p *tpm2.TPMTPublic) { eccParms(p).CurveID = tpm2.TPMECCNistP384 })},
 		"RSA-1024":   {want: attest.ErrAKScheme, o: rsa(func(p *tpm2.TPMSRSAParms) { p.KeyBits = 1024 })},
 		"exponent 3": {want: attest.ErrAKScheme, o: rsa(func(p *tpm2.TPMSRSAParms) { p.Exponent = 3 })},
 		"storage cipher": {want: attest.ErrAKScheme, o: public(func(p *tpm2.TPMTPublic) {
-			eccParms(p).Symmetric = tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgAES,
-				KeyBits: tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(128)), Mode: tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB)}
+			eccParms(p).Symmetric = tpm2.TPMTSymDefObject{
+				Algorithm: tpm2.TPMAlgAES,
+				KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(128)), Mode: tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+			}
 		})},
 		"SHA-1 name": {want: attest.ErrTPMStructure, o: public(func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA1 })},
 		"point off its curve": {want: attest.ErrTPMStructure, o: public(func(p *tpm2.TPMTPublic) {

@@ -44,6 +44,7 @@ type wireStatement struct {
 
 // Object identifiers of the profile, as functions so that nobody can change them.
 func oidAKCertificate() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 23, 133, 8, 3} }
+
 func oidPermanentID() asn1.ObjectIdentifier {
 	return asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 3}
 }

@@ -64,7 +64,7 @@ func verifyEKChain(certs []*x509.Certificate, r EKRoots, at time.Time, known *Si
 type chainSearch struct {
 	roots, intermediates []*x509.Certificate
 	at                   time.Time
-	budget               int   // signature checks left
+	budget               int // signature checks left
 	known                *Signatures
 	last                 error // why the most promising path failed
 }

@@ -69,11 +69,6 @@ func FromCertificate(c *x509.Certificate) (*Evidence, error) {
 	return FromExtensions(c.Extensions)
 }
 
-// FromRequest is FromExtensions of a CSR.
-func FromRequest(r *x509.CertificateRequest) (*Evidence, error) {
-	return FromExtensions(r.Extensions)
-}
-
 // FromExtensions finds the one evidence extension: ErrNoEvidence when there is
 // none, another error when there are two or it is critical or malformed.
 func FromExtensions(exts []pkix.Extension) (*Evidence, error) {

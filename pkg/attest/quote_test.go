@@ -73,20 +73,28 @@ func TestRefusesQuote(t *testing.T) {
 			a.ExtraData.Buffer = append(bytes.Clone(x[:]), 0)
 		}},
 		"disabled bank, empty selection": {want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha512", Indices: []uint32{7}}}},
-		"disabled bank beside a live one": {want: attest.ErrQuoteSelection, sel: append([]attest.PCRSelection{{Bank: "sha512", Indices: []uint32{7}}}, sel256...),
-			bend: func(a *args) { a.required = []attest.PCRSelection{{Bank: "sha512", Indices: []uint32{7}}} }},
-		"SHA-1 bank only": {want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha1", Indices: []uint32{0, 4, 7}}},
-			bend: func(a *args) { a.required[0].Bank = "sha256" }},
-		"SHA-1 bank required": {want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha1", Indices: []uint32{0, 4, 7}}},
-			bend: func(a *args) { a.required = []attest.PCRSelection{{Bank: "sha1", Indices: []uint32{7}}} }},
+		"disabled bank beside a live one": {
+			want: attest.ErrQuoteSelection, sel: append([]attest.PCRSelection{{Bank: "sha512", Indices: []uint32{7}}}, sel256...),
+			bend: func(a *args) { a.required = []attest.PCRSelection{{Bank: "sha512", Indices: []uint32{7}}} },
+		},
+		"SHA-1 bank only": {
+			want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha1", Indices: []uint32{0, 4, 7}}},
+			bend: func(a *args) { a.required[0].Bank = "sha256" },
+		},
+		"SHA-1 bank required": {
+			want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha1", Indices: []uint32{0, 4, 7}}},
+			bend: func(a *args) { a.required = []attest.PCRSelection{{Bank: "sha1", Indices: []uint32{7}}} },
+		},
 		"required PCR missing from the selection": {want: attest.ErrQuoteSelection, bend: func(a *args) {
 			a.required = []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{7, 11}}}
 		}},
 		"required bank missing": {want: attest.ErrQuoteSelection, bend: func(a *args) {
 			a.required = []attest.PCRSelection{{Bank: "sha384", Indices: []uint32{7}}}
 		}},
-		"resettable PCR required": {want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{7, 23}}},
-			bend: func(a *args) { a.required = []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{7, 23}}} }},
+		"resettable PCR required": {
+			want: attest.ErrQuoteSelection, sel: []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{7, 23}}},
+			bend: func(a *args) { a.required = []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{7, 23}}} },
+		},
 		"nothing required": {want: attest.ErrQuoteSelection, bend: func(a *args) { a.required = nil }},
 		"bank twice": {want: attest.ErrQuoteSelection, hook: func(a *tpm2.TPMSAttest) {
 			s := &info(a).PCRSelect

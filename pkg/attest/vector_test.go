@@ -82,8 +82,13 @@ func TestWorkedVector(t *testing.T) {
 		selectors = append(selectors, lpOf(s)...)
 	}
 	selHash := attest.SelectorsHash(e.Selectors)
-	preimage := bytes.Join([][]byte{{0}, []byte("rootlink/leaf/v1\x00"), {byte(e.Kind), byte(e.KeyOrigin)}, lpOf(td), lpOf(id),
-		svidKey[:], e.AgentKey[:], e.Executable[:], e.Recorder[:], e.Tool[:], e.Payload[:], selHash[:], e.Nonce[:], e.Salt[:]}, nil)
+	preimage := bytes.Join([][]byte{
+		{0},
+		[]byte("rootlink/leaf/v1\x00"),
+		{byte(e.Kind), byte(e.KeyOrigin)},
+		lpOf(td), lpOf(id),
+		svidKey[:], e.AgentKey[:], e.Executable[:], e.Recorder[:], e.Tool[:], e.Payload[:], selHash[:], e.Nonce[:], e.Salt[:],
+	}, nil)
 	leafHash, err := leaf.Hash()
 	if err != nil {
 		t.Fatal(err)
@@ -142,8 +147,10 @@ func TestWorkedVector(t *testing.T) {
 		TrustDomain: td, SPIFFEID: id, SVIDKey: svidKey, Payload: &payload, SVIDNotBefore: svid.NotBefore, At: svid.NotBefore.Add(time.Minute),
 	}, attest.Options{
 		AttestationCAs: []*x509.Certificate{vectorCert(t, "attestation-ca.pem")},
-		EK: attest.EKRoots{Roots: []*x509.Certificate{vectorCert(t, "maker-root.pem")},
-			Intermediates: []*x509.Certificate{vectorCert(t, "maker-intermediate.pem")}},
+		EK: attest.EKRoots{
+			Roots:         []*x509.Certificate{vectorCert(t, "maker-root.pem")},
+			Intermediates: []*x509.Certificate{vectorCert(t, "maker-intermediate.pem")},
+		},
 		RequiredPCRs: []attest.PCRSelection{{Bank: "sha256", Indices: []uint32{0, 2, 4, 7}}},
 	})
 	if err != nil {

@@ -156,9 +156,6 @@ func (b *Bundle) UnverifiedPayload() []byte { return bytes.Clone(b.payload) }
 // UnverifiedStatement decodes the statement as the bundle claims it.
 func (b *Bundle) UnverifiedStatement() (*Statement, error) { return ParseStatement(b.payload) }
 
-// UnverifiedSignature returns the one signature, ASN.1 DER.
-func (b *Bundle) UnverifiedSignature() []byte { return bytes.Clone(b.signature) }
-
 // BundleSuffix ends the names of bundles.
 const BundleSuffix = ".sigstore.json"
 

@@ -71,7 +71,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		// Small buffers: an agent has many quiet connections.
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
 	)
 	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	workloadv1.RegisterIssuerServer(s.grpc, s)

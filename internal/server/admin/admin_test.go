@@ -38,7 +38,7 @@ type fixture struct {
 func (f *fixture) TrustDomain() string                          { return "example.org" }
 func (f *fixture) Store() *store.Store                          { return f.st }
 func (f *fixture) Authorities() ([]server.AuthorityInfo, error) { return f.authorities, nil }
-func (f *fixture) AttestationCAs() []*x509.Certificate { return []*x509.Certificate{f.attestCA} }
+func (f *fixture) AttestationCAs() []*x509.Certificate          { return []*x509.Certificate{f.attestCA} }
 
 func (f *fixture) JoinLine() string { return "rootlink-join:v1:example.org:00" }
 
