@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -84,5 +86,38 @@ func TestImportRules(t *testing.T) {
 		if !seen[must] {
 			t.Errorf("%s does not exist, and the import rules name it", must)
 		}
+	}
+}
+
+// Every dependency is code that the chain's keys run beside. The table in the
+// design page gives each direct one its reason, and lists nothing else.
+func TestEveryDependencyHasItsReason(t *testing.T) {
+	read := func(name string) string {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	required := map[string]bool{}
+	for line := range strings.Lines(read("go.mod")) {
+		if f := strings.Fields(line); len(f) == 2 && line[0] == '\t' {
+			required[f[0]] = true
+		}
+	}
+	_, table, found := strings.Cut(read("docs/design.md"), "| module | for |\n|---|---|\n")
+	if !found || len(required) == 0 {
+		t.Fatalf("the table was found: %v, %d requirements", found, len(required))
+	}
+	explained := map[string]bool{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 4 {
+			break
+		}
+		explained[strings.TrimSpace(cells[1])] = strings.TrimSpace(cells[2]) != ""
+	}
+	if !maps.Equal(required, explained) {
+		t.Errorf("go.mod requires %v\ndocs/design.md explains %v", slices.Sorted(maps.Keys(required)), slices.Sorted(maps.Keys(explained)))
 	}
 }
