@@ -79,7 +79,7 @@ func New(cfg Config) (*Agent, error) {
 			return nil, cli.Usage("copy the whole line that `rootlink-server join-line` prints", "%v", err)
 		}
 		if line.TrustDomain != a.td {
-			return nil, cli.Usage("", "the join line is for trust domain %q, this agent is for %q", line.TrustDomain, a.td)
+			return nil, cli.Usage("copy the line of this trust domain's server, or correct --trust-domain", "the join line is for trust domain %q, this agent is for %q", line.TrustDomain, a.td)
 		}
 		a.source = &upstream.Join{Line: line, Server: cfg.Server, Now: time.Now}
 	}

@@ -170,7 +170,7 @@ func BenchmarkEvidence(b *testing.B) {
 		callers int
 		opts    []nodeagent.Option
 	}{
-		{"batched", 1024, nil},
+		{"batched", 256, nil},
 		{"unbatched", 8, []nodeagent.Option{nodeagent.WithMaxBatch(1)}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
