@@ -66,10 +66,11 @@ func newTerminal(t *testing.T) *terminal {
 	term.cond.L = &term.mu
 	go term.read()
 	t.Cleanup(func() {
-		ptmx.Close() // hangs up: the shell passes that on to its jobs and ends
+		c.Process.Signal(unix.SIGHUP) // the shell passes it on to its jobs and ends
 		kill := time.AfterFunc(5*time.Second, func() { c.Process.Kill() })
 		defer kill.Stop()
 		c.Wait()
+		ptmx.Close()
 		if t.Failed() {
 			term.mu.Lock()
 			defer term.mu.Unlock()
