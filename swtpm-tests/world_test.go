@@ -92,10 +92,18 @@ func (w *world) commands() map[string]func(*testscript.TestScript, bool, []strin
 		"flip":    cmdFlip,
 		"enroll":  cmdEnroll,
 		"logged":  w.cmdLogged,
+		"exits":   cmdExits,
+		"refused": cmdRefused,
+		"ends":    w.cmdEnds,
+		"holds":   cmdHolds,
+		"own":     cmdOwn,
+		"smallfs": cmdSmallFS,
+		"public":  cmdPublic,
 	}
 }
 
-// tpm start [NAME [KIND]] | extend NAME PCR TEXT | reboot|powercut|clear|lockout NAME
+// tpm start [NAME [KIND]] | extend NAME PCR TEXT |
+// reboot|powercut|clear|lockout|off|on|share NAME
 //
 // start sets $TPM_NAME (the --tpm flag) and $TCTI_NAME (for tpm2-tools); NAME is
 // "tpm" by default, then the variables are $TPM and $TCTI. $MAKER is a PEM file
@@ -139,6 +147,13 @@ func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
 		tpm.Lockout()
 	case args[0] == "clear":
 		tpm.Clear()
+	case args[0] == "off":
+		tpm.Stop()
+	case args[0] == "on":
+		tpm.Resume()
+	case args[0] == "share": // with every user of the host
+		ts.Check(os.Chmod(filepath.Dir(tpm.Socket()), 0o755))
+		ts.Check(os.Chmod(tpm.Socket(), 0o666))
 	default:
 		ts.Fatalf("unknown: tpm %s", strings.Join(args, " "))
 	}
@@ -173,10 +188,10 @@ func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	if was := ts.Getenv("SERVER"); was != "" {
 		listen = was
 	}
-	argv := append([]string{
-		"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
+	argv := append([]string{"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
 		"--listen", listen, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug",
-	}, args[1:]...)
+		// Stories attest more often than a machine does.
+		"--attest-rate", "100", "--attest-burst", "100"}, args[1:]...)
 	d := w.start(ts, "server", argv)
 	address := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(d.readyLine(ts))
 	if address == "" {
@@ -266,7 +281,11 @@ func (w *world) start(ts *testscript.TestScript, name string, argv []string) *da
 	d := &daemon{name: name, args: argv, log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
 	logFile, err := os.Create(d.log)
 	ts.Check(err)
-	d.cmd = exec.Command(filepath.Join(binDir, argv[0]), argv[1:]...)
+	program := argv[0]
+	if strings.HasPrefix(program, "rootlink") {
+		program = filepath.Join(binDir, program)
+	}
+	d.cmd = exec.Command(program, argv[1:]...)
 	d.cmd.Dir = ts.MkAbs(".")
 	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
 	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -54,7 +55,10 @@ func tpmInfo(c *cobra.Command, device, domain string) (v *tpmView, err error) {
 		}
 	}
 	defer func() {
-		if h := tpm.Hint(err); h != "" {
+		switch h := tpm.Hint(err); {
+		case errors.Is(err, tpm.ErrAddress):
+			err = cli.Fail(cli.ExitUsage, err, h)
+		case h != "":
 			err = cli.Hint(err, h)
 		}
 	}()

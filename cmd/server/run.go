@@ -11,7 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
+	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
 	"github.com/rootlink/rootlink/internal/server"
@@ -165,12 +167,22 @@ func pcrFlags(flag string, in []string) (out []attest.PCRSelection, err error) {
 // explainStart says what to do about the ways in which a start goes wrong.
 func explainStart(err error, cfg server.Config) error {
 	var hint string
+	var plugin *catalog.ConfigureError
 	code := cli.ExitInternal
 	switch {
 	case errors.Is(err, server.ErrConfig):
 		code, hint = cli.ExitUsage, "see `"+program+" run --help`"
 	case errors.Is(err, server.ErrInUse):
 		hint = "stop the other server, or give this one its own --data-dir and --admin-socket"
+	case errors.As(err, &plugin):
+		hint = plugin.Hint
+		if plugin.Code == codes.InvalidArgument {
+			code = cli.ExitUsage
+		}
+	case errors.Is(err, server.ErrShared):
+		hint = "chmod go-w it, or name a directory of the server's own with --data-dir or --admin-socket"
+	case errors.Is(err, server.ErrNotSocket):
+		hint = "remove it, or name another path with --admin-socket"
 	case errors.Is(err, server.ErrForeignOwner):
 		hint = "run the server as that user, or name a directory of its own with --data-dir"
 	case errors.Is(err, syscall.EADDRINUSE):

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -179,6 +180,10 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	st, err := os.Stat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if owner := st.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return nil, cli.Hint(fmt.Errorf("data directory %s belongs to uid %d, who could replace the saved trust bundle and use the attestation key", dir, owner),
+			"run the agent as that user, or name a directory of its own with --data-dir")
 	}
 	if st.Mode().Perm()&0o022 != 0 {
 		return nil, cli.Hint(fmt.Errorf("data directory %s is writable for others, who could replace the saved trust bundle", dir), "chmod 0700 "+dir)

@@ -11,6 +11,8 @@ import (
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
@@ -54,6 +56,13 @@ func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plug
 
 // hinted splits a hint off that came through the plugin interface as text.
 func hinted(err error) error {
+	if e, ok := errors.AsType[*catalog.ConfigureError](err); ok {
+		code := cli.ExitInternal
+		if e.Code == codes.InvalidArgument {
+			code = cli.ExitUsage
+		}
+		return cli.Fail(code, err, e.Hint)
+	}
 	msg, hint, found := strings.Cut(err.Error(), "hint: ")
 	if !found {
 		return err

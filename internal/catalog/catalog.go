@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -130,6 +131,19 @@ func (p *Plugin) WorkloadAttestor() (workloadv1.WorkloadAttestorClient, error) {
 	return c.WorkloadAttestorClient, nil
 }
 
+// ConfigureError is a plugin's refusal of its configuration. Text is all that
+// the plugin interface carries, so the hint comes at the end of it.
+type ConfigureError struct {
+	Plugin  string
+	Code    codes.Code // InvalidArgument: the configuration itself is wrong
+	Message string
+	Hint    string // may be empty
+}
+
+func (e *ConfigureError) Error() string {
+	return fmt.Sprintf("plugin %q: configure: %s", e.Plugin, e.Message)
+}
+
 // Configure gives the plugin its HCL configuration.
 func (p *Plugin) Configure(ctx context.Context, hcl string) error {
 	c := new(configv1.ConfigServiceClient)
@@ -141,7 +155,11 @@ func (p *Plugin) Configure(ctx context.Context, hcl string) error {
 	}
 	_, err := c.Configure(ctx, &configv1.ConfigureRequest{CoreConfiguration: p.core, HclConfiguration: hcl})
 	if err != nil {
-		return fmt.Errorf("plugin %q: configure: %s", p.name, message(err))
+		msg, hint, _ := strings.Cut(message(err), "hint: ")
+		return &ConfigureError{
+			Plugin: p.name, Code: status.Code(err),
+			Message: strings.TrimRight(msg, "\n (;"), Hint: strings.TrimSuffix(hint, ")"),
+		}
 	}
 	return nil
 }

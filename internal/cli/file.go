@@ -41,6 +41,9 @@ func Create(path string, perm fs.FileMode) (*File, error) {
 	}
 	f, err := os.CreateTemp(dir, "."+base+".tmp*")
 	if err != nil {
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			err = &fs.PathError{Op: "create", Path: path, Err: e.Err} // not the temporary name, which says nothing to anybody
+		}
 		return nil, err
 	}
 	out := &File{File: f, path: path, temp: f.Name()}

@@ -78,6 +78,9 @@ func Main(ctx context.Context, root *cobra.Command, args []string, stdout, stder
 	if _, typed := errors.AsType[*Error](err); !typed && errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = errors.New("interrupted")
 	}
+	if _, quiet := errors.AsType[Status](err); !quiet && ExitCode(err) == ExitUsage && HintOf(err) == "" {
+		err = Hint(err, seeHelp(cmd))
+	}
 	return Report(stderr, err)
 }
 

@@ -21,6 +21,10 @@ var (
 	ErrInUse = errors.New("in use by another server")
 	// ErrForeignOwner means that somebody else owns what only we should.
 	ErrForeignOwner = errors.New("owned by another user")
+	// ErrShared means that others can write where only we should.
+	ErrShared = errors.New("other users could replace its files")
+	// ErrNotSocket means that something else is at the admin socket's path.
+	ErrNotSocket = errors.New("exists and is no socket")
 )
 
 // dataDir is the locked directory that holds the database and the keys.
@@ -48,7 +52,7 @@ func openDataDir(path string) (*dataDir, error) {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	if fi.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("data directory %s has mode %04o: other users could replace its files", path, fi.Mode().Perm())
+		return nil, fmt.Errorf("data directory %s has mode %04o: %w", path, fi.Mode().Perm(), ErrShared)
 	}
 	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -16,7 +16,7 @@ func listenAdmin(path string) (net.Listener, error) {
 	if fi, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	} else if fi.Mode().Perm()&0o022 != 0 && fi.Mode()&os.ModeSticky == 0 {
-		return nil, fmt.Errorf("admin socket: %s has mode %04o: other users could replace the socket", dir, fi.Mode().Perm())
+		return nil, fmt.Errorf("admin socket: %s has mode %04o: %w", dir, fi.Mode().Perm(), ErrShared)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
@@ -64,7 +64,7 @@ func removeStale(path string) error {
 		return err
 	}
 	if fi.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s exists and is no socket", path)
+		return fmt.Errorf("%s %w", path, ErrNotSocket)
 	}
 	if err := ownedByUs(path, fi); err != nil {
 		return err
