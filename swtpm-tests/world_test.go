@@ -37,6 +37,7 @@ type daemon struct {
 	args []string // as started, so that it can be started again
 	cmd  *exec.Cmd
 	log  string
+	last []byte // of the log, once the story has ended
 	done chan struct{}
 }
 
@@ -44,14 +45,22 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, tpms: map[string]*swtpmtest.TPM{}, daemons: map[string]*daemon{}}
 	t.Cleanup(func() {
 		for _, d := range w.daemons {
-			d.stop(syscall.SIGKILL)
 			if t.Failed() {
-				text, _ := os.ReadFile(d.log)
-				t.Logf("--- log of %s\n%s", d.name, tail(text, 6000))
+				t.Logf("--- log of %s\n%s", d.name, d.last)
 			}
 		}
 	})
 	return w
+}
+
+// end stops the daemons and keeps their last words: the story's directory goes
+// before it is known whether the story failed.
+func (w *world) end() {
+	for _, d := range w.daemons {
+		d.stop(syscall.SIGKILL)
+		text, _ := os.ReadFile(d.log)
+		d.last = tail(text, 6000)
+	}
 }
 
 func tail(b []byte, n int) []byte {
@@ -62,6 +71,7 @@ func tail(b []byte, n int) []byte {
 }
 
 func (w *world) setup(env *testscript.Env) error {
+	env.Defer(w.end)
 	env.Setenv("PATH", binDir+":"+env.Getenv("PATH"))
 	env.Setenv("TD", "example.org")
 	env.Setenv("ADMIN", filepath.Join(env.WorkDir, "admin.sock"))
@@ -202,9 +212,9 @@ func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 
 // agent start [NAME [ARGS…]]: starts rootlink-agent with a join line, on $TPM
 // (or $TPM_NAME), with its socket at $SOCKET (or NAME.sock), and waits until
-// it is ready.
+// it is ready; launch does not wait.
 func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) == 0 || args[0] != "start" {
+	if len(args) == 0 || args[0] != "start" && args[0] != "launch" {
 		w.control(ts, "agent", args)
 		return
 	}
@@ -226,11 +236,9 @@ func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
 		"--join", strings.TrimSpace(string(join)), "--data-dir", ts.MkAbs(name), "--socket", socket, "--tpm", tpm, "--log-level", "debug",
 	}, rest...)
 	d := w.start(ts, name, argv)
-	if neg {
-		d.wait(ts)
-		return
+	if args[0] == "start" {
+		d.readyLine(ts)
 	}
-	d.readyLine(ts)
 }
 
 // daemon start NAME COMMAND… | stop NAME | kill NAME | wait NAME

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
@@ -118,9 +119,5 @@ func itemError(st *types.Status) error {
 	if codes.Code(st.Code) == codes.OK {
 		return nil
 	}
-	err := error(&cli.RPCError{Code: codes.Code(st.Code), Message: st.Message})
-	if codes.Code(st.Code) == codes.InvalidArgument {
-		err = cli.Fail(cli.ExitUsage, err, "")
-	}
-	return err
+	return cli.FromStatus(status.New(codes.Code(st.Code), st.Message))
 }

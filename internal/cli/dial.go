@@ -170,10 +170,19 @@ func FromRPC(err error) error {
 	if typed, ok := errors.AsType[*Error](err); ok {
 		return typed
 	}
+	return FromStatus(st)
+}
+
+// FromStatus is FromRPC for the status of one item of a batch.
+func FromStatus(st *status.Status) error {
 	e := &Error{Code: ExitInternal, Err: &RPCError{Code: st.Code(), Message: st.Message()}}
 	switch st.Code() {
 	case codes.InvalidArgument:
 		e.Code = ExitUsage
+	case codes.ResourceExhausted:
+		e.Hint = "free some space for the daemon, or wait if it is a rate that was exceeded; nothing was changed"
+	case codes.Internal:
+		e.Hint = "look at the daemon's log"
 	case codes.Unimplemented:
 		e.Hint = "the daemon is older than this command: install both from one build"
 	case codes.Unavailable:

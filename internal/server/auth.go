@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -188,6 +189,9 @@ func (s *Server) internal(what string, err error) error {
 	}
 	s.cfg.Log.Error(what, "error", err)
 	s.count.add("internal_error")
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return status.Errorf(codes.ResourceExhausted, "%s: the server's disk is full", what)
+	}
 	return status.Errorf(codes.Internal, "%s failed; the server's log has the reason", what)
 }
 

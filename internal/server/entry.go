@@ -172,7 +172,7 @@ func (e *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 		r := new(entryv1.BatchCreateEntryResponse_Result)
 		switch {
 		case err != nil:
-			r.Status = &types.Status{Code: int32(codes.Internal), Message: e.s.internal("create entries", err).Error()}
+			r.Status = internalStatus(e.s.internal("create entries", err))
 		case errors.Is(results[n].Err, store.ErrExists):
 			r.Status = &types.Status{Code: int32(codes.AlreadyExists), Message: "similar entry already exists"}
 			r.Entry = entryToProto(results[n].Entry, req.OutputMask)
@@ -220,7 +220,7 @@ func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchU
 		case errors.Is(err, store.ErrExists):
 			r.Status = statusOf(codes.AlreadyExists, err)
 		case err != nil:
-			r.Status = &types.Status{Code: int32(codes.Internal), Message: e.s.internal("update entry", err).Error()}
+			r.Status = internalStatus(e.s.internal("update entry", err))
 		default:
 			r.Status = okStatus()
 			r.Entry = entryToProto(x, req.OutputMask)
@@ -241,7 +241,7 @@ func (e *entryService) BatchDeleteEntry(ctx context.Context, req *entryv1.BatchD
 		case errors.Is(err, store.ErrNotFound):
 			r.Status = &types.Status{Code: int32(codes.NotFound), Message: "entry not found"}
 		case err != nil:
-			r.Status = &types.Status{Code: int32(codes.Internal), Message: e.s.internal("delete entry", err).Error()}
+			r.Status = internalStatus(e.s.internal("delete entry", err))
 		default:
 			e.s.cfg.Log.Info("entry deleted", "entry", id)
 		}
@@ -253,4 +253,10 @@ func okStatus() *types.Status { return &types.Status{Code: int32(codes.OK), Mess
 
 func statusOf(c codes.Code, err error) *types.Status {
 	return &types.Status{Code: int32(c), Message: err.Error()}
+}
+
+// internalStatus is what s.internal returned, as the status of one item.
+func internalStatus(err error) *types.Status {
+	st := status.Convert(err)
+	return &types.Status{Code: int32(st.Code()), Message: st.Message()}
 }

@@ -15,15 +15,18 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite" // also the driver "sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // Store is safe for concurrent use.
 type Store struct {
-	db  *sql.DB
-	now func() time.Time
+	db   *sql.DB
+	path string
+	now  func() time.Time
 
 	// writing serialises writers, so that memory changes in commit order.
 	writing sync.Mutex
@@ -75,14 +78,14 @@ func Open(ctx context.Context, path string, now func() time.Time) (*Store, error
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
-	s := &Store{db: db, now: now}
+	s := &Store{db: db, path: path, now: now}
 	if err := s.migrate(ctx); err != nil {
 		db.Close()
-		return nil, err
+		return nil, s.diskFull(err)
 	}
 	if s.mem, err = s.load(ctx); err != nil {
 		db.Close()
-		return nil, err
+		return nil, s.diskFull(err)
 	}
 	return s, nil
 }
@@ -107,7 +110,8 @@ func (s *Store) Check(ctx context.Context) error {
 
 // write runs f in one transaction and, once that is durable, applies f's
 // change to memory. f's own errors pass through unchanged.
-func (s *Store) write(ctx context.Context, f func(tx *sql.Tx) (apply func(*memory), err error)) error {
+func (s *Store) write(ctx context.Context, f func(tx *sql.Tx) (apply func(*memory), err error)) (err error) {
+	defer func() { err = s.diskFull(err) }()
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if err := s.mend(ctx); err != nil {
@@ -186,4 +190,25 @@ func (s *Store) read(f func(*memory)) error {
 	}
 	f(s.mem)
 	return nil
+}
+
+// diskFull adds syscall.ENOSPC to what SQLite calls full, or an I/O error while
+// no block is free, so that callers can say what to do.
+func (s *Store) diskFull(err error) error {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
+		return err
+	}
+	const primary = 0xff // the rest of a code says more about its kind
+	switch e.Code() & primary {
+	case sqlite3.SQLITE_FULL:
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN:
+		var fs syscall.Statfs_t
+		if syscall.Statfs(s.path, &fs) != nil || fs.Bavail > 0 {
+			return err
+		}
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, syscall.ENOSPC)
 }

@@ -3,6 +3,7 @@ package tpm
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -112,6 +113,8 @@ func Hint(err error) string {
 		return "choose a bank that is enabled (tpm2_getcap pcrs), or enable it in the firmware setup"
 	case errors.Is(err, ErrEKMismatch):
 		return "the EK certificate was replaced or written for another TPM: ask its maker for the right one, or remove it and put the EK's hash on the server's allow-list"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "the disk of the data directory is full: free some space"
 	case errors.Is(err, ErrUnreachable):
 		return "is the path right, the TPM enabled in the firmware setup (or the swtpm process running), and are we allowed to open it?"
 	}

@@ -129,18 +129,18 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte) 
 	defer cancel()
 	plugin, err := n.cfg.NodeAttestor.AidAttestation(pctx)
 	if err != nil {
-		return nil, fmt.Errorf("node attestor: %w", err)
+		return nil, pluginError(err)
 	}
 	first, err := plugin.Recv()
 	if err != nil {
-		return nil, fmt.Errorf("node attestor: %w", err)
+		return nil, pluginError(err)
 	}
 	if len(first.GetPayload()) == 0 {
 		return nil, errors.New("node attestor sent no payload")
 	}
 	stream, err := agentv1.NewAgentClient(conn).AttestAgent(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("attest agent: %w", err)
+		return nil, serverError(err)
 	}
 	send := func(r *agentv1.AttestAgentRequest) error {
 		if err := stream.Send(r); err != nil {
@@ -148,7 +148,7 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte) 
 			if _, rerr := stream.Recv(); rerr != nil {
 				err = rerr
 			}
-			return fmt.Errorf("attest agent: %w", err)
+			return serverError(err)
 		}
 		return nil
 	}
@@ -162,7 +162,7 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte) 
 	for range maxAttestSteps {
 		resp, err := stream.Recv()
 		if err != nil {
-			return nil, fmt.Errorf("attest agent: %w", err)
+			return nil, serverError(err)
 		}
 		switch step := resp.GetStep().(type) {
 		case *agentv1.AttestAgentResponse_Result_:
@@ -175,11 +175,11 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte) 
 				if _, rerr := plugin.Recv(); rerr != nil {
 					err = rerr
 				}
-				return nil, fmt.Errorf("node attestor: %w", err)
+				return nil, pluginError(err)
 			}
 			answer, err := plugin.Recv()
 			if err != nil {
-				return nil, fmt.Errorf("node attestor: %w", err)
+				return nil, pluginError(err)
 			}
 			if len(answer.GetChallengeResponse()) == 0 {
 				return nil, errors.New("node attestor sent an empty challenge response")

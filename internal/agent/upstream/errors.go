@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -71,4 +72,37 @@ func denial(err error) (types.PermissionDeniedDetails_Reason, bool) {
 		}
 	}
 	return 0, false
+}
+
+// callError is a failed call for somebody who reads a log: without the prefix
+// of gRPC, and with what to do.
+type callError struct {
+	what, message, hint string
+	err                 error
+}
+
+func (e *callError) Error() string { return e.what + ": " + e.message }
+func (e *callError) Unwrap() error { return e.err }
+func (e *callError) Hint() string  { return e.hint }
+
+// pluginError is a failure of the node attestor, which puts its hint behind
+// the message: text is all that the plugin interface carries.
+func pluginError(err error) error {
+	msg, hint, _ := strings.Cut(status.Convert(err).Message(), "\nhint: ")
+	return &callError{"node attestor", msg, hint, err}
+}
+
+// serverError is a failure of the server's side of an attestation.
+func serverError(err error) error {
+	st := status.Convert(err)
+	e := &callError{what: "attest agent", message: st.Message(), err: err}
+	switch st.Code() {
+	case codes.PermissionDenied:
+		e.hint = "the server's log has the reason in full; `rootlink-agent tpm info` prints this TPM's EK hash and maker, for the server's --ek-allow or --ek-roots"
+	case codes.Unavailable:
+		e.hint = "is the server running, and --server its address?"
+	case codes.ResourceExhausted:
+		e.hint = "many machines attest from this address: it is tried again; the server's --attest-rate allows more"
+	}
+	return e
 }

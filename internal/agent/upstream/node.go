@@ -101,7 +101,7 @@ func (n *Node) Run(ctx context.Context) error {
 			if h, ok := errors.AsType[interface {
 				error
 				Hint() string
-			}](err); ok {
+			}](err); ok && h.Hint() != "" {
 				attrs = append(attrs, "hint", h.Hint())
 			}
 			n.cfg.Log.Error("attestation failed", attrs...)
