@@ -26,6 +26,9 @@ var (
 	ErrElevated = errors.New("the program gains privileges when it starts, which it would lose here")
 	// ErrTrace: the tool cannot be held stopped, so it cannot be measured.
 	ErrTrace = errors.New("the tool cannot be traced")
+	// ErrEscaped: the tool ended untraced, so it may have become a program that
+	// nobody measured. It has run; running it again is no answer.
+	ErrEscaped = errors.New("the tool got away from its trace, and may have become a program that was not measured")
 	// ErrChanged: a file changed while it was hashed.
 	ErrChanged = errors.New("changed while it was hashed")
 	// ErrPath: a path that cannot be recorded.

@@ -71,6 +71,8 @@ func run(c Command, onExec func(*Exec) error) (_ Status, err error) {
 		t.execs = 1 // nothing tells us of it
 	} else if err := seize(pid); err != nil {
 		return Status{}, t.abandon(err)
+	} else {
+		t.seized = true
 	}
 	if _, err := release.Write([]byte{'G'}); err != nil {
 		return Status{}, t.abandon(err)
@@ -154,6 +156,7 @@ type trace struct {
 	onExec func(*Exec) error
 	execs  int
 	failed error // why the tool was killed
+	seized bool  // it is traced
 
 	signals *signals
 }
@@ -174,6 +177,9 @@ func (t *trace) kill(err error) {
 
 func (t *trace) wait() (Status, error) {
 	for {
+		if err := t.checkTraced(); err != nil && t.failed == nil {
+			t.failed = err
+		}
 		var ws unix.WaitStatus
 		// WNOTHREAD: only what this thread started or traces.
 		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
@@ -192,6 +198,31 @@ func (t *trace) wait() (Status, error) {
 			return t.ended(Status{Code: 128 + int(ws.Signal()), Signal: unix.SignalName(ws.Signal())})
 		}
 	}
+}
+
+// checkTraced waits until there is something to wait for, and fails when the
+// tool has ended and was not traced to its end: a thread that it made with
+// CLONE_UNTRACED can exec unseen, and the process is then another program. A
+// dead process says who traced it until it is reaped.
+func (t *trace) checkTraced() error {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WSTOPPED|unix.WNOWAIT|unix.WALL|unix.WNOTHREAD, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break // another error is Wait4's to report
+		}
+	}
+	if !t.seized || t.execs == 0 {
+		return nil
+	}
+	var dead unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, t.pid, &dead, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil); err != nil || dead.Signo == 0 {
+		return nil
+	}
+	if by := tracer(t.pid); by != unix.Gettid() {
+		return fmt.Errorf("%w (it ended traced by process %d)", ErrEscaped, by)
+	}
+	return nil
 }
 
 func (t *trace) ended(st Status) (Status, error) {
