@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -33,6 +34,11 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		return nil, err
+	}
+	// Checking a signature costs the square of the key's size, and anybody may
+	// send a CSR. What is longer than this gets no SVID anyhow.
+	if k, ok := csr.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > svid.MaxRSABits {
+		return nil, fmt.Errorf("RSA key of %d bits, at most %d", k.N.BitLen(), svid.MaxRSABits)
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -136,6 +137,9 @@ func checkCA(ca *x509.Certificate, below int) error {
 	}
 	if ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return fmt.Errorf("%.200q may not sign certificates", ca.Subject)
+	}
+	if k, ok := ca.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxCARSABits {
+		return fmt.Errorf("%.200q has an RSA key of %d bits, at most %d", ca.Subject, k.N.BitLen(), maxCARSABits)
 	}
 	if (ca.MaxPathLen > 0 || ca.MaxPathLenZero) && below > ca.MaxPathLen {
 		return fmt.Errorf("%.200q allows %d intermediates under it, not %d", ca.Subject, ca.MaxPathLen, below)

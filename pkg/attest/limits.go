@@ -27,5 +27,6 @@ const (
 	MaxPolicyName    = 256  // bytes of a PCR policy's or profile's name
 	MaxProfiles      = 1024 // profiles in a PCR policy
 	maxPathSignature = 64   // signature checks spent on one EK chain, against crafted certificate meshes
+	maxCARSABits     = 8192 // of a CA's RSA key in an EK chain; checking a signature costs the square of it
 	maxCandidates    = 4096 // roots and intermediates looked at for one EK chain
 )

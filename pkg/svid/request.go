@@ -37,7 +37,7 @@ func (p Profile) String() string {
 // Limits on requests.
 const (
 	maxDNSNames = 64
-	maxRSABits  = 4096
+	MaxRSABits  = 4096
 )
 
 // Evidence is a record that was verified in this very transaction, and the
@@ -127,7 +127,7 @@ func checkKey(r *Request) error {
 		}
 	case *rsa.PublicKey:
 		// A stock agent may be configured for RSA workload keys.
-		if n := k.N.BitLen(); r.Profile != Issuer && n >= 2048 && n <= maxRSABits && k.E >= 3 {
+		if n := k.N.BitLen(); r.Profile != Issuer && n >= 2048 && n <= MaxRSABits && k.E >= 3 {
 			return nil
 		}
 	}

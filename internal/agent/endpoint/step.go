@@ -456,11 +456,13 @@ func checkCSR(der []byte, p *prepared) error {
 	if err != nil {
 		return fmt.Errorf("csr: %w", err)
 	}
-	if err := csr.CheckSignature(); err != nil {
-		return fmt.Errorf("csr: %w", err)
-	}
+	// First, as checking the signature of an RSA key of the caller's choice
+	// could take minutes.
 	if !p.key.Equal(csr.PublicKey) {
 		return errors.New("csr: for another key than the one prepared")
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return fmt.Errorf("csr: %w", err)
 	}
 	found := 0
 	for _, x := range csr.Extensions {
