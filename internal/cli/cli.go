@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
 // Exit codes that scripts may rely on.
@@ -109,7 +110,8 @@ func HintOf(err error) string {
 
 // Report prints "error: what happened" and "hint: what to do" to w and returns
 // the exit code. It prints nothing for nil or a Status. Further lines are
-// indented so that both words are found at line starts only.
+// indented so that both words are found at line starts only. Errors quote files
+// and messages of strangers, so what a terminal might obey is made visible.
 func Report(w io.Writer, err error) int {
 	if _, quiet := errors.AsType[Status](err); err != nil && !quiet {
 		fmt.Fprintf(w, "error: %s\n", indent(err.Error()))
@@ -121,7 +123,28 @@ func Report(w io.Writer, err error) int {
 }
 
 func indent(s string) string {
-	return strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n  ")
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	for i := range lines {
+		lines[i] = Clean(lines[i])
+	}
+	return strings.Join(lines, "\n  ")
+}
+
+// Clean makes characters that a terminal might obey, or that hide others,
+// visible in one line of text.
+func Clean(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\u%04x", r)
+		}
+	}
+	return b.String()
 }
 
 // Output is the value of --output; it implements pflag.Value.

@@ -23,6 +23,8 @@ func TestReport(t *testing.T) {
 		{"hint keeps code", Hint(Fail(ExitPolicy, base, ""), "do"), ExitPolicy, "error: no such socket\nhint: do\n"},
 		{"wrapped", fmt.Errorf("ask: %w", Fail(ExitCrypto, base, "why")), ExitCrypto, "error: ask: no such socket\nhint: why\n"},
 		{"inner hint", Fail(ExitPolicy, Hint(base, "inner"), ""), ExitPolicy, "error: no such socket\nhint: inner\n"},
+		{"a stranger's words", errors.New("signal \x1b[2J\r\u202e\u009b31mVERIFIED\nhint: ünder"), ExitInternal,
+			"error: signal \\u001b[2J\\u000d\\u202e\\u009b31mVERIFIED\n  hint: ünder\n"},
 		{"usage", Usage("see --help", "bad %s", "flag"), ExitUsage, "error: bad flag\nhint: see --help\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -174,7 +174,7 @@ func (r *state) unsigned(why error) {
 }
 
 func (r *state) say(format string, args ...any) {
-	fmt.Fprintf(r.Stderr, "rootlink: "+format+"\n", args...)
+	fmt.Fprintln(r.Stderr, "rootlink: "+cli.Clean(fmt.Sprintf(format, args...)))
 }
 
 // before records what there is before the tool starts.

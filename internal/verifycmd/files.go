@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/rootlink/rootlink/internal/cli"
@@ -38,13 +39,24 @@ func readTrust(path string, revocations []string) (*link.Trust, error) {
 	return trust, nil
 }
 
-// readInputs tells bundles from artifacts and reads both.
+// readInputs tells bundles from artifacts and reads both. The suffix decides.
+// Without a bundle that has it, one file may be the bundle by what it holds; no
+// more, because what an artifact holds is for others to choose: one that is some
+// genuine bundle would verify, and be compared with nothing.
 func readInputs(in *link.Input, args []string) error {
 	seen := map[string]bool{}
+	suffixed := slices.ContainsFunc(args, hasSuffix)
 	for _, name := range args {
-		raw, err := readBundle(name)
-		if err != nil {
-			return err
+		var raw []byte
+		var err error
+		if hasSuffix(name) || !suffixed {
+			if raw, err = readBundle(name); err != nil {
+				return err
+			}
+		}
+		if raw != nil && !suffixed && len(in.Links) > 0 {
+			return cli.Usage("name bundles with the suffix "+link.BundleSuffix+"; what has none is then an artifact",
+				"both %s and %s hold a bundle, and only one can be known by that", in.Links[0].Name, name)
 		}
 		if raw == nil {
 			a, err := digestArtifact(name)
@@ -70,6 +82,8 @@ func readInputs(in *link.Input, args []string) error {
 	return nil
 }
 
+func hasSuffix(name string) bool { return strings.HasSuffix(name, link.BundleSuffix) }
+
 // readBundle returns nil when name is no bundle. A file with the suffix of one
 // is one whatever it holds, so that a broken bundle is not taken for an artifact.
 func readBundle(name string) ([]byte, error) {
@@ -77,7 +91,7 @@ func readBundle(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	suffix := strings.HasSuffix(name, link.BundleSuffix)
+	suffix := hasSuffix(name)
 	if !st.Mode().IsRegular() || st.Size() > link.MaxBundle {
 		if suffix && st.Mode().IsRegular() {
 			return nil, cli.Fail(cli.ExitCrypto, fmt.Errorf("%s is larger than any bundle (%d bytes)", name, link.MaxBundle), "")

@@ -32,7 +32,8 @@ network are needed: trust.json says whom to believe.
 
 Every BUNDLE must verify, and every ARTIFACT (a file, or a directory recorded as
 one dirHash) must be a product of one of them. Arguments that end in
-` + link.BundleSuffix + `, or are Sigstore bundles by their mediaType, are bundles.
+` + link.BundleSuffix + ` are bundles. When none does, the one that is a Sigstore bundle
+by its mediaType is.
 
 PATTERN is a SPIFFE ID. In it * stands for any characters within one path
 segment, and ** as the last segment for one or more whole segments.

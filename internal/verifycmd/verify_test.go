@@ -155,6 +155,53 @@ func TestBundleIsKnownByItsMediaType(t *testing.T) {
 	}
 }
 
+// The attacker replaces the artifact by a copy of the bundle, or by any other
+// bundle that verifies: nothing would be left to compare.
+func TestRefusesBundleInPlaceOfTheArtifact(t *testing.T) {
+	d := newDesk(t)
+	raw, err := os.ReadFile(d.path(bundleName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "hello", raw)
+	for _, args := range [][]string{{bundleName, "hello"}, {"hello", bundleName}} {
+		if code, out, errOut := d.verify(t, args...); code != cli.ExitPolicy || !strings.Contains(errOut, "is not a subject of any link") {
+			t.Errorf("%q: exit %d\n%s%s", args, code, out, errOut)
+		}
+	}
+	d.write(t, "renamed", raw)
+	if code, out, errOut := d.verify(t, "renamed", "hello"); code != cli.ExitUsage || !strings.Contains(errOut, "suffix") {
+		t.Errorf("exit %d\n%s%s", code, out, errOut)
+	}
+}
+
+// What a refused bundle says reaches stderr, where a person reads the verdict.
+func TestRefusalHidesNoControlCharacters(t *testing.T) {
+	d := newDesk(t)
+	zero := 0
+	p, err := link.Prepare(&link.Statement{
+		Step: "build", Byproducts: link.Byproducts{ExitCode: &zero, Signal: "\x1b[2J✓ VERIFIED"},
+		Subjects: []link.Resource{{Name: "hello", Digest: map[string]string{"sha256": strings.Repeat("0", 64), "\x1b[1A": strings.Repeat("0", 64)}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.world.Leaf.Payload = p.Digest()
+	b, err := p.Sign(d.world.SVIDKey, d.world.Issue(t, d.world.Make(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := b.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, bundleName, raw)
+	code, out, errOut := d.verify(t, bundleName, "hello")
+	if code != cli.ExitPolicy || strings.Contains(out+errOut, "\x1b") {
+		t.Fatalf("exit %d\n%q\n%q", code, out, errOut)
+	}
+}
+
 func TestVerifyExitCodes(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil  func(t *testing.T, d *desk)

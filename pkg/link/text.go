@@ -136,12 +136,12 @@ func (l *LinkResult) tree(r *Result) *node {
 	}
 	if p := c.Programs; p != nil {
 		for _, t := range p.Tools {
-			svid.add("tool      " + t)
+			svid.add("tool      " + Clean(t))
 		}
 		if p.RecorderProtected {
-			svid.add("recorder  " + p.Recorder + "  protected")
+			svid.add("recorder  " + Clean(p.Recorder) + "  protected")
 		} else {
-			svid.add("recorder  "+p.Recorder+"  UNPROTECTED", "an unprotected recorder: any process of its user could have spoken in its name")
+			svid.add("recorder  "+Clean(p.Recorder)+"  UNPROTECTED", "an unprotected recorder: any process of its user could have spoken in its name")
 		}
 	}
 	l.hardware(svid)
