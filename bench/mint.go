@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -59,7 +58,7 @@ func minting(ctx context.Context, b *bench) error {
 		rates, floors = append(rates, r), append(floors, f)
 	}
 	b.out.line("MintX509SVID, 8 callers", fmt.Sprintf("%.0f/s (p99 %s)", middle(rates), short(waits.at(0.99))), "",
-		fmt.Sprintf("CSR check and signature alone, all cores: %.0f/s", middle(floors)))
+		fmt.Sprintf("checking such CSRs and signing, without a server, all cores: %.0f/s", middle(floors)))
 	return nil
 }
 
@@ -106,11 +105,7 @@ func mintFloor(csrs [][]byte) (float64, error) {
 			SerialNumber: big.NewInt(2), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, URIs: csr.URIs,
 			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		}
-		_, err = x509.CreateCertificate(rand.Reader, tmpl, ca, csr.PublicKey, unchecked{key})
+		_, err = x509.CreateCertificate(rand.Reader, tmpl, ca, csr.PublicKey, key)
 		return err
 	})
 }
-
-// unchecked hides the key's type, so that x509 does not verify what it has
-// just signed.
-type unchecked struct{ crypto.Signer }

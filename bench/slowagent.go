@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"runtime/pprof"
 	"time"
 
@@ -85,7 +84,6 @@ func agentMain(ctx context.Context, args []string) (err error) {
 	if p.WorkloadAttestor, err = wl.WorkloadAttestor(); err != nil {
 		return err
 	}
-	debug.SetGCPercent(50) // as rootlink-agent does
 	return a.Run(ctx, p)
 }
 

@@ -314,14 +314,25 @@ func hashFile(name string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// dial opens a connection to the agent's socket when it is first used.
+func dial(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+}
+
+// withHeader adds what the SPIFFE Workload Endpoint specification demands of
+// clients.
+func withHeader(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+}
+
 // fetch is one call of FetchX509SVID on a new connection, as a workload makes.
 func fetch(ctx context.Context, socket string) (*workloadpb.X509SVIDResponse, error) {
-	c, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	c, err := dial(socket)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"), 30*time.Second)
+	ctx, cancel := context.WithTimeout(withHeader(ctx), 30*time.Second)
 	defer cancel()
 	s, err := workloadpb.NewSpiffeWorkloadAPIClient(c).FetchX509SVID(ctx, &workloadpb.X509SVIDRequest{})
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -84,9 +83,6 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 	if err := f.plug.Override(plugins); err != nil {
 		return err
 	}
-	// An agent idles nearly always: memory is worth more than the few
-	// microseconds of CPU that a collection costs it.
-	debug.SetGCPercent(50)
 	return a.RunWith(c.Context(), f.plug)
 }
 

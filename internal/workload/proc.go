@@ -26,6 +26,31 @@ type procStatus struct {
 	capEff             uint64
 }
 
+// readProc is os.ReadFile with half the system calls. A process is looked at
+// before and after whatever is done for it, so this is done all the time.
+func readProc(name string) ([]byte, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 2048)
+	for {
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &os.PathError{Op: "read", Path: name, Err: err}
+		case len(b)+n < cap(b):
+			// The kernel makes these files in one piece, so less than was asked
+			// for is the end.
+			return b[:len(b)+n], nil
+		default:
+			b = append(b[:len(b)+n], 0)[:len(b)+n]
+		}
+	}
+}
+
 func procErr(pid int, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ESRCH):
@@ -37,7 +62,7 @@ func procErr(pid int, err error) error {
 }
 
 func readStat(pid int) (procStat, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	b, err := readProc(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return procStat{}, procErr(pid, err)
 	}
@@ -71,7 +96,7 @@ func readStatus(pid int) (procStatus, error) {
 }
 
 func readStatusFile(pid int, name string) (procStatus, error) {
-	b, err := os.ReadFile(name)
+	b, err := readProc(name)
 	if err != nil {
 		return procStatus{}, procErr(pid, err)
 	}

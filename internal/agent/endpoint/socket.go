@@ -94,7 +94,7 @@ func clearStale(path string) error {
 
 // Connections that one user, and all together, may hold open.
 const (
-	maxConnsPerUID = 512
+	maxConnsPerUID = 1024
 	maxConns       = 4096
 )
 
