@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/attest"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
@@ -136,30 +137,14 @@ func (m moment) unix() int64 {
 // pcrSelections reads BANK:LIST such as sha256:0-7,14.
 func pcrSelections(flag string, in []string) ([]*adminv1.PCRSelection, error) {
 	var out []*adminv1.PCRSelection
-	bad := func(s string) error {
-		return cli.Usage("such as sha256:7 or sha256:0-7,14", "%s %q is not BANK:LIST with PCRs from 0 to 23", flag, s)
-	}
-	for _, s := range in {
-		bank, list, ok := strings.Cut(s, ":")
-		if !ok || bank == "" {
-			return nil, bad(s)
+	for _, text := range in {
+		sel, err := attest.ParsePCRs(strings.ToLower(text))
+		if err != nil {
+			return nil, cli.Usage("such as sha256:7 or sha256:0-7,14", "%s %q is not BANK:LIST with PCRs from 0 to %d", flag, text, attest.MaxPCR)
 		}
-		sel := &adminv1.PCRSelection{Bank: strings.ToLower(bank)}
-		for part := range strings.SplitSeq(list, ",") {
-			lo, hi, isRange := strings.Cut(part, "-")
-			if !isRange {
-				hi = lo
-			}
-			from, err1 := strconv.ParseUint(lo, 10, 8)
-			to, err2 := strconv.ParseUint(hi, 10, 8)
-			if err1 != nil || err2 != nil || to > 23 || from > to {
-				return nil, bad(s)
-			}
-			for i := from; i <= to; i++ {
-				sel.Indices = append(sel.Indices, uint32(i))
-			}
+		for _, s := range sel {
+			out = append(out, &adminv1.PCRSelection{Bank: s.Bank, Indices: s.Indices})
 		}
-		out = append(out, sel)
 	}
 	return out, nil
 }

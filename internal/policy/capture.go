@@ -38,7 +38,7 @@ func Capture(name string, banks []attest.PCRBank, sel []attest.PCRSelection, not
 		sel = DefaultCapture()
 	}
 	for _, s := range sel {
-		if i := slices.IndexFunc(s.Indices, Resettable); i >= 0 {
+		if i := slices.IndexFunc(s.Indices, attest.ResettablePCR); i >= 0 {
 			return attest.PCRProfile{}, nil, fmt.Errorf("PCR %d: %w", s.Indices[i], ErrResettable)
 		}
 	}

@@ -236,7 +236,7 @@ func quoted(pcrs []attest.PCRBank, sel []attest.PCRSelection) []attest.PCRBank {
 		}
 		b := attest.PCRBank{Bank: s.Bank, Values: map[uint32][]byte{}}
 		for _, n := range s.Indices {
-			if v, ok := pcrs[i].Values[n]; ok && !Resettable(n) {
+			if v, ok := pcrs[i].Values[n]; ok && !attest.ResettablePCR(n) {
 				b.Values[n] = v
 			}
 		}
@@ -244,7 +244,3 @@ func quoted(pcrs []attest.PCRBank, sel []attest.PCRSelection) []attest.PCRBank {
 	}
 	return out
 }
-
-// Resettable reports whether user space can reset a PCR: its value then proves
-// nothing about how the machine was booted.
-func Resettable(pcr uint32) bool { return pcr == 16 || pcr == 23 }

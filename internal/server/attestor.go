@@ -80,8 +80,8 @@ func (s *Server) attestorConfig() string {
 	}
 	text("ek_allow", s.cfg.EKAllow)
 	text("ek_deny", s.cfg.EKDeny)
-	text("pcrs", wire.FormatPCRs(s.cfg.QuotePCRs))
-	text("pcr_selectors", wire.FormatPCRs(s.cfg.PCRSelectors))
+	text("pcrs", attest.FormatPCRs(s.cfg.QuotePCRs))
+	text("pcr_selectors", attest.FormatPCRs(s.cfg.PCRSelectors))
 	text("round_timeout", s.cfg.RoundTimeout.String())
 	fmt.Fprintf(&b, "want_event_log = %t\nwant_ima_log = %t\nrefuse_ak_change = %t\n",
 		!s.cfg.NoEventLog, s.cfg.WantIMALog, s.cfg.RefuseAKChange)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -37,8 +38,8 @@ type Config struct {
 	QuotePCRs []attest.PCRSelection
 	// PCRSelectors are the PCRs that become pcr: selectors of a node.
 	PCRSelectors []attest.PCRSelection
-	// WantEventLog and WantIMALog ask agents for their logs; by default the
-	// event log only.
+	// Agents are asked for their boot event log unless NoEventLog is set, and
+	// for their IMA log only if WantIMALog is.
 	NoEventLog bool
 	WantIMALog bool
 	// RefuseAKChange refuses a second AK of one EK instead of raising an alarm.
@@ -113,20 +114,17 @@ func (c Config) check() (*settings, error) {
 		}
 	}
 	if len(s.QuotePCRs) == 0 {
-		all := attest.PCRSelection{Bank: "sha256"}
-		for i := range uint32(16) {
-			all.Indices = append(all.Indices, i)
-		}
-		s.QuotePCRs = []attest.PCRSelection{all}
+		s.QuotePCRs = attest.DefaultPCRs()
+	}
+	if s.QuotePCRs, err = attest.NormalizePCRs(s.QuotePCRs); err != nil {
+		fail("quote PCRs: %w", err)
 	}
 	for _, sel := range s.QuotePCRs {
 		if sel.Bank == "sha1" {
 			fail("quote PCRs: SHA-1 is too weak a bank")
 		}
-		for _, i := range sel.Indices {
-			if i > 23 || i == 16 || i == 23 {
-				fail("quote PCRs: %s:%d does not exist or can be reset from user space", sel.Bank, i)
-			}
+		if i := slices.IndexFunc(sel.Indices, attest.ResettablePCR); i >= 0 {
+			fail("quote PCRs: %s:%d can be reset from user space", sel.Bank, sel.Indices[i])
 		}
 	}
 	setDefault(&s.X509TTL, DefaultX509TTL)

@@ -351,7 +351,7 @@ func (n *node) workload(path string, selectors ...string) *quoted {
 	n.w.t.Helper()
 	key := forge.P256(n.w.t)
 	q := &quoted{
-		key: key, tpm: n.tpm, selection: wire.DefaultPCRs(),
+		key: key, tpm: n.tpm, selection: attest.DefaultPCRs(),
 		leaf: attest.Leaf{
 			Kind: attest.KindLeaf, KeyOrigin: attest.OriginAgent, TrustDomain: td, SPIFFEID: "spiffe://" + td + path,
 			SVIDKey: forge.KeyHash(n.w.t, key.Public()), AgentKey: forge.KeyHash(n.w.t, n.key.Public()), Selectors: selectors,

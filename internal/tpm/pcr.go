@@ -10,9 +10,6 @@ import (
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
-// maxPCR is the highest index of a PC Client TPM.
-const maxPCR = 23
-
 var bankAlgs = []struct {
 	name string
 	alg  tpm2.TPMIAlgHash
@@ -29,38 +26,13 @@ func bankAlg(name string) (tpm2.TPMIAlgHash, error) {
 	return 0, fmt.Errorf("%w: unknown bank %q", ErrBankDisabled, name)
 }
 
-// NormalizePCRs checks a selection and puts it into the one order used here:
-// banks as in TPM_ALG_ID order, each once, indices ascending, each once.
-func NormalizePCRs(sel []attest.PCRSelection) ([]attest.PCRSelection, error) {
-	byBank := map[string][]uint32{}
-	for _, s := range sel {
-		if _, err := bankAlg(s.Bank); err != nil {
-			return nil, err
-		}
-		for _, i := range s.Indices {
-			if i > maxPCR {
-				return nil, fmt.Errorf("%w: there is no PCR %d", ErrBankDisabled, i)
-			}
-		}
-		if len(s.Indices) > 2*(maxPCR+1) {
-			return nil, fmt.Errorf("PCR selection of bank %s: %w", s.Bank, ErrTooLarge)
-		}
-		byBank[s.Bank] = append(byBank[s.Bank], s.Indices...)
+// normalize is attest.NormalizePCRs with this package's error.
+func normalize(sel []attest.PCRSelection) ([]attest.PCRSelection, error) {
+	sel, err := attest.NormalizePCRs(sel)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBankDisabled, err)
 	}
-	var out []attest.PCRSelection
-	for _, b := range bankAlgs {
-		idx := byBank[b.name]
-		if len(idx) == 0 {
-			continue
-		}
-		slices.Sort(idx)
-		out = append(out, attest.PCRSelection{Bank: b.name, Indices: slices.Compact(idx)})
-	}
-	if len(out) == 0 {
-		// A TPM signs the empty selection too; it says nothing of the machine.
-		return nil, fmt.Errorf("%w: no PCR selected", ErrBankDisabled)
-	}
-	return out, nil
+	return sel, nil
 }
 
 func toTPM(sel []attest.PCRSelection) (tpm2.TPMLPCRSelection, error) {
@@ -119,7 +91,7 @@ func bits(sel []byte) (b uint32) {
 
 // ReadPCRs reads PCR values.
 func (d *Device) ReadPCRs(ctx context.Context, sel []attest.PCRSelection) ([]attest.PCRBank, error) {
-	sel, err := NormalizePCRs(sel)
+	sel, err := normalize(sel)
 	if err != nil {
 		return nil, err
 	}

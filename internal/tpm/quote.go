@@ -63,7 +63,7 @@ func (d *Device) QuoteLeaves(ctx context.Context, sel []attest.PCRSelection, lea
 
 // quote must stay unexported: its callers decide what the TPM signs.
 func (d *Device) quote(ctx context.Context, sel []attest.PCRSelection, extraData func(akName []byte) [32]byte) (*Quoted, error) {
-	sel, err := NormalizePCRs(sel)
+	sel, err := normalize(sel)
 	if err != nil {
 		return nil, err
 	}

@@ -129,7 +129,7 @@ func (f *PCRProfile) banks() ([]PCRBank, error) {
 			if err != nil || i > MaxPCR || strconv.FormatUint(i, 10) != k {
 				return nil, fmt.Errorf("PCR index %.10q", k)
 			}
-			if resettable(uint32(i)) {
+			if ResettablePCR(uint32(i)) {
 				return nil, fmt.Errorf("PCR %d can be reset from user space and proves nothing", i)
 			}
 			raw, err := hex.DecodeString(v)
@@ -278,33 +278,4 @@ func NewProfile(name string, pcrs []PCRBank, sel []PCRSelection) (*PCRProfile, e
 		return nil, err
 	}
 	return f, nil
-}
-
-// ParsePCRSelections reads "sha256:0-7,11+sha384:7", the form of tpm2-tools with
-// ranges.
-func ParsePCRSelections(s string) ([]PCRSelection, error) {
-	var out []PCRSelection
-	for _, part := range strings.Split(s, "+") {
-		bank, list, ok := strings.Cut(part, ":")
-		if _, known := hashByName(bank); !ok || !known || slices.ContainsFunc(out, func(o PCRSelection) bool { return o.Bank == bank }) {
-			return nil, fmt.Errorf("PCR bank in %.40q: want sha256:0-7,11 and the like, each bank once", part)
-		}
-		set := make(map[uint32]bool)
-		for _, item := range strings.Split(list, ",") {
-			lo, hi, isRange := strings.Cut(item, "-")
-			if !isRange {
-				hi = lo
-			}
-			from, err := strconv.ParseUint(lo, 10, 8)
-			to, err2 := strconv.ParseUint(hi, 10, 8)
-			if err != nil || err2 != nil || from > to || to > MaxPCR {
-				return nil, fmt.Errorf("PCR %.20q: want 0 to %d", item, MaxPCR)
-			}
-			for i := from; i <= to; i++ {
-				set[uint32(i)] = true
-			}
-		}
-		out = append(out, PCRSelection{Bank: bank, Indices: slices.Sorted(maps.Keys(set))})
-	}
-	return out, nil
 }

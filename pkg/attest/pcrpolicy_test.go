@@ -183,15 +183,15 @@ func TestCaptureProfile(t *testing.T) {
 	}
 }
 
-func TestParsePCRSelections(t *testing.T) {
-	got, err := ParsePCRSelections("sha256:0-3,7,7+sha384:11")
+func TestParsePCRs(t *testing.T) {
+	got, err := ParsePCRs("sha256:0-3,7,7+sha384:11")
 	want := []PCRSelection{{"sha256", []uint32{0, 1, 2, 3, 7}}, {"sha384", []uint32{11}}}
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("%v %s", err, d)
 	}
 	for _, bad := range []string{"", "7", "md5:7", "sha256:", "sha256:24", "sha256:7-3", "sha256:1-", "sha256:-1", "sha256:1+sha256:2", "sha256:1+"} {
-		if _, err := ParsePCRSelections(bad); err == nil {
-			t.Errorf("%q was read", bad)
+		if _, err := ParsePCRs(bad); !errors.Is(err, ErrPCRSelection) {
+			t.Errorf("%q: %v", bad, err)
 		}
 	}
 }

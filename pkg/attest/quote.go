@@ -23,12 +23,6 @@ var (
 	ErrQuoteValues    = errors.New("PCR values are not those that were quoted")
 )
 
-// PCRSelection is a set of PCRs of one bank.
-type PCRSelection struct {
-	Bank    string
-	Indices []uint32
-}
-
 // Quote is the part of a checked TPMS_ATTEST that policies look at.
 type Quote struct {
 	ResetCount      uint32
@@ -213,7 +207,7 @@ func (q *quote) checkSelection(required []PCRSelection) error {
 		}
 		i := slices.IndexFunc(q.Selection, func(s PCRSelection) bool { return s.Bank == want.Bank })
 		for _, pcr := range want.Indices {
-			if resettable(pcr) {
+			if ResettablePCR(pcr) {
 				return fmt.Errorf("%w: PCR %d can be reset by anyone", ErrQuoteSelection, pcr)
 			}
 			if i < 0 || !slices.Contains(q.Selection[i].Indices, pcr) {
@@ -258,7 +252,3 @@ func (q *quote) checkValues(pcrs []PCRBank) error {
 	}
 	return nil
 }
-
-// resettable says whether user space can reset a PCR (PC Client profile: debug
-// and application PCRs).
-func resettable(pcr uint32) bool { return pcr == 16 || pcr == 23 }

@@ -225,10 +225,8 @@ func (a *attestation) prove(c *tpmv1.Challenge) error {
 // policy over them would be met by whoever wants to meet it.
 func refuseResettable(sel []attest.PCRSelection) error {
 	for _, s := range sel {
-		for _, i := range []uint32{16, 23} {
-			if slices.Contains(s.Indices, i) {
-				return status.Errorf(codes.InvalidArgument, "PCR %d can be reset from user space and is never quoted", i)
-			}
+		if i := slices.IndexFunc(s.Indices, attest.ResettablePCR); i >= 0 {
+			return status.Errorf(codes.InvalidArgument, "PCR %d can be reset from user space and is never quoted", s.Indices[i])
 		}
 	}
 	return nil

@@ -223,7 +223,7 @@ func checkEvidence(t *testing.T, w *world, e *attest.Evidence) {
 		t.Fatal(err)
 	}
 	ak := w.attested[0].AK
-	if _, err := attest.VerifyQuote(e.Attest, e.Signature, &ak, attest.QuoteExtraData(e.Size, root, st.AKName), e.PCRs, wire.DefaultPCRs()); err != nil {
+	if _, err := attest.VerifyQuote(e.Attest, e.Signature, &ak, attest.QuoteExtraData(e.Size, root, st.AKName), e.PCRs, attest.DefaultPCRs()); err != nil {
 		t.Errorf("leaf %d of %d: %v", e.Index, e.Size, err)
 	}
 }

@@ -147,7 +147,7 @@ func (p *Plugin) Quote(ctx context.Context, req *tpmv1.QuoteRequest) (_ *tpmv1.Q
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "leaf: %v", err)
 	}
-	pcrs := wire.DefaultPCRs()
+	pcrs := attest.DefaultPCRs()
 	if len(req.GetPcrs()) > 0 {
 		if pcrs, err = wire.SelectionsFromProto(req.GetPcrs()); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "PCRs to quote: %v", err)
@@ -221,7 +221,7 @@ func (n *node) leaf(m *tpmv1.Leaf) (*attest.Leaf, error) {
 
 // commit waits for a quote that covers leaf and assembles its evidence.
 func (q *quoter) commit(ctx context.Context, id *certified, leaf *attest.Leaf, pcrs []attest.PCRSelection) (*attest.Evidence, error) {
-	r := &request{ctx: ctx, leaf: leaf, pcrs: pcrs, key: wire.FormatPCRs(pcrs), done: make(chan result, 1)}
+	r := &request{ctx: ctx, leaf: leaf, pcrs: pcrs, key: attest.FormatPCRs(pcrs), done: make(chan result, 1)}
 	q.mu.Lock()
 	if q.ctx.Err() != nil {
 		q.mu.Unlock()

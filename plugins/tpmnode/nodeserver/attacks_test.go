@@ -312,7 +312,7 @@ func TestRefusesUnfitAKs(t *testing.T) {
 
 func TestRefusesUnfitQuotes(t *testing.T) {
 	h := newHost(t, "", nil)
-	all := wire.DefaultPCRs()
+	all := attest.DefaultPCRs()
 	fewer := []attest.PCRSelection{{Bank: "sha256", Indices: all[0].Indices[1:]}}
 	for name, bend := range map[string]func(*agent){
 		"wrong magic":    func(a *agent) { a.quote = func(q *tpm2.TPMSAttest) { q.Magic = 1 } },
@@ -346,7 +346,7 @@ func TestRefusesSHA1BankOnly(t *testing.T) {
 		bank.Values[i] = make([]byte, 20)
 	}
 	a.tpm.PCRs = []attest.PCRBank{bank}
-	a.pcrs = []attest.PCRSelection{{Bank: "sha1", Indices: wire.DefaultPCRs()[0].Indices}}
+	a.pcrs = []attest.PCRSelection{{Bank: "sha1", Indices: attest.DefaultPCRs()[0].Indices}}
 	mustRefuse(t, h, a, codes.PermissionDenied, "quote")
 }
 

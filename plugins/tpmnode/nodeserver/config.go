@@ -24,7 +24,6 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/pkg/attest"
-	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
 
 var (
@@ -181,14 +180,14 @@ func (s *settings) readEKs(c *config) (notes []string, err error) {
 }
 
 func (s *settings) readPCRs(c *config) (notes []string, err error) {
-	if s.pcrs, err = wire.ParsePCRs(cmp.Or(c.PCRs, wire.FormatPCRs(wire.DefaultPCRs()))); err != nil {
+	if s.pcrs, err = attest.ParsePCRs(cmp.Or(c.PCRs, attest.FormatPCRs(attest.DefaultPCRs()))); err != nil {
 		return nil, fmt.Errorf("pcrs: %w", err)
 	}
 	for _, sel := range s.pcrs {
 		if sel.Bank == "sha1" {
 			return nil, errors.New("pcrs: SHA-1 can be forged; quote another bank")
 		}
-		if i := slices.IndexFunc(sel.Indices, policy.Resettable); i >= 0 {
+		if i := slices.IndexFunc(sel.Indices, attest.ResettablePCR); i >= 0 {
 			return nil, fmt.Errorf("pcrs: PCR %d: %w", sel.Indices[i], policy.ErrResettable)
 		}
 	}
@@ -197,7 +196,7 @@ func (s *settings) readPCRs(c *config) (notes []string, err error) {
 		s.selectors = s.pcrs
 	case "none":
 	default:
-		if s.selectors, err = wire.ParsePCRs(c.Selectors); err != nil {
+		if s.selectors, err = attest.ParsePCRs(c.Selectors); err != nil {
 			return nil, fmt.Errorf("pcr_selectors: %w", err)
 		}
 	}

@@ -160,7 +160,7 @@ func TestSWTPMAttestsAndItsLeafEvidenceVerifies(t *testing.T) {
 	_, checks, err := attest.Verify(e, attest.Binding{
 		TrustDomain: trustDomain, SPIFFEID: "spiffe://example.org/build", SVIDKey: svidKey, AgentKey: key, EKHash: &node.EK.Hash, At: time.Now(),
 	}, attest.Options{
-		AttestationCAs: []*x509.Certificate{h.plugin.AttestationCA().Certificate()}, EK: roots, RequiredPCRs: wire.DefaultPCRs(),
+		AttestationCAs: []*x509.Certificate{h.plugin.AttestationCA().Certificate()}, EK: roots, RequiredPCRs: attest.DefaultPCRs(),
 		CheckNonce: func(n [32]byte) error { return nonces.Check(n, attrs.SpiffeId, time.Now()) },
 	})
 	if err != nil {

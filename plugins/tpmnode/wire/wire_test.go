@@ -143,7 +143,7 @@ func TestRefusesAnswersOutOfBounds(t *testing.T) {
 func TestRefusesServerMessagesOutOfBounds(t *testing.T) {
 	challenge := func(edit func(*tpmv1.Challenge)) *tpmv1.ServerMessage {
 		c := &tpmv1.Challenge{
-			CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), Pcrs: SelectionsToProto(DefaultPCRs()),
+			CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), Pcrs: SelectionsToProto(attest.DefaultPCRs()),
 		}
 		edit(c)
 		return &tpmv1.ServerMessage{Step: &tpmv1.ServerMessage_Challenge{Challenge: c}}
@@ -242,19 +242,19 @@ func TestAgentKeyMetadataIsNeverHalfTrusted(t *testing.T) {
 
 func TestPCRSelectionText(t *testing.T) {
 	for in, want := range map[string]string{
-		"sha256:0-15":             "sha256:0-15",
-		"sha256:7":                "sha256:7",
-		"sha256:7,0-2,1":          "sha256:0-2,7",
-		"sha384:7+sha256:0,7":     "sha256:0,7+sha384:7",
-		"sha256:0,2,4,22-23":      "sha256:0,2,4,22-23",
-		FormatPCRs(DefaultPCRs()): "sha256:0-15",
+		"sha256:0-15":                           "sha256:0-15",
+		"sha256:7":                              "sha256:7",
+		"sha256:7,0-2,1":                        "sha256:0-2,7",
+		"sha384:7+sha256:0,7":                   "sha256:0,7+sha384:7",
+		"sha256:0,2,4,22-23":                    "sha256:0,2,4,22-23",
+		attest.FormatPCRs(attest.DefaultPCRs()): "sha256:0-15",
 	} {
-		sel, err := ParsePCRs(in)
+		sel, err := attest.ParsePCRs(in)
 		if err != nil {
 			t.Errorf("%q: %v", in, err)
 			continue
 		}
-		if got := FormatPCRs(sel); got != want {
+		if got := attest.FormatPCRs(sel); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 		back, err := SelectionsFromProto(SelectionsToProto(sel))
@@ -263,7 +263,7 @@ func TestPCRSelectionText(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "7", "sha256:", "sha256", "sha256:24", "sha256:7-0", "sha256:-1", "sha256:a", "sm3:1", "sha256:0-4294967295"} {
-		if sel, err := ParsePCRs(bad); err == nil {
+		if sel, err := attest.ParsePCRs(bad); err == nil {
 			t.Errorf("%q reads as %v", bad, sel)
 		}
 	}
