@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"os"
@@ -216,7 +215,7 @@ func (a *Agent) signOnce(ctx context.Context, p *link.Prepared, key *ecdsa.Priva
 		return nil, agentError(err)
 	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		ExtraExtensions: []pkix.Extension{{Id: oidCMW, Value: prep.GetEvidence()}},
+		ExtraExtensions: []pkix.Extension{{Id: attest.ExtensionID(), Value: prep.GetEvidence()}},
 	}, key)
 	if err != nil {
 		return nil, err
@@ -248,5 +247,3 @@ func (a *Agent) signOnce(ctx context.Context, p *link.Prepared, key *ecdsa.Priva
 		EventLog: resp.GetEventLog(), IMALog: resp.GetImaLog(),
 	}, nil
 }
-
-var oidCMW = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35} // id-pe-cmw, RFC 9999

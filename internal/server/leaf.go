@@ -16,8 +16,6 @@ import (
 	"github.com/rootlink/rootlink/pkg/svid"
 )
 
-const binaryType = "binary"
-
 // sameBoot fails unless the quote was made with the AK, and in the boot, of the
 // node's last attestation. The agent's key lives in memory, so a TPM that has
 // been reset under a living agent was reset without its host: its PCRs can say
@@ -88,33 +86,31 @@ func checkSelectors(in *issuance, entry *store.Entry, leaf *attest.Leaf) error {
 		}
 	}
 	// A verifier looks at these fields and never sees the entry.
-	if leaf.Tool != [32]byte{} && !entryHas(entry, leaf.Tool, "tool:") {
+	if leaf.Tool != [32]byte{} && !entryNames(entry, attest.SelectorTool, leaf.Tool) {
 		return refuse("tool", "the entry does not name the tool %x", leaf.Tool)
 	}
-	if leaf.Recorder != [32]byte{} && !entryHas(entry, leaf.Recorder, "recorder:", "recorder_unprotected:") {
+	if leaf.Recorder != [32]byte{} && !entryNames(entry, attest.SelectorRecorder, leaf.Recorder) && !entryNames(entry, attest.SelectorUnprotectedRecorder, leaf.Recorder) {
 		return refuse("recorder", "the entry does not name the recorder %x", leaf.Recorder)
 	}
-	own := binaryType + ":sha256:"
 	for _, text := range leaf.Selectors {
-		if hash, ok := strings.CutPrefix(text, own); ok && hash != hex.EncodeToString(leaf.Executable[:]) {
+		if hash, ok := strings.CutPrefix(text, attest.SelectorExecutable); ok && hash != hex.EncodeToString(leaf.Executable[:]) {
 			return refuse("executable", "the evidence names two executables")
 		}
 		// Every tool of an exec chain is allowed, or the step is not.
-		if value, ok := strings.CutPrefix(text, binaryType+":"); ok && strings.HasPrefix(value, "tool:") &&
-			!slices.Contains(entry.Selectors, store.Selector{Type: binaryType, Value: value}) {
+		if strings.HasPrefix(text, "binary:tool:") && !entryHas(entry, text) {
 			return refuse("tool", "%s ran and the entry does not name it", text)
 		}
 	}
 	return nil
 }
 
-func entryHas(entry *store.Entry, hash [32]byte, roles ...string) bool {
-	for _, role := range roles {
-		if slices.Contains(entry.Selectors, store.Selector{Type: binaryType, Value: role + "sha256:" + hex.EncodeToString(hash[:])}) {
-			return true
-		}
-	}
-	return false
+// entryNames reports whether a selector of the entry is prefix with this hash.
+func entryNames(entry *store.Entry, prefix string, hash [32]byte) bool {
+	return entryHas(entry, prefix+hex.EncodeToString(hash[:]))
+}
+
+func entryHas(entry *store.Entry, selector string) bool {
+	return slices.ContainsFunc(entry.Selectors, func(s store.Selector) bool { return s.String() == selector })
 }
 
 // checkPolicy asks whether the agent is still authorised for the entry in the

@@ -138,7 +138,7 @@ func profileExtensions(exts []pkix.Extension) ([]byte, error) {
 		{asn1.ObjectIdentifier{2, 5, 29, 37}, false, true}, // extended key usage
 		{asn1.ObjectIdentifier{2, 5, 29, 35}, false, true}, // authority key identifier
 		{oidSAN(), true, true},
-		{oidCMW(), false, true},
+		{ExtensionID(), false, true},
 	}
 	var san []byte
 	seen := make([]bool, len(allowed))

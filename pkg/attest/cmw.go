@@ -18,8 +18,9 @@ const (
 	akIndicator       = 8
 )
 
-// oidCMW returns id-pe-cmw, 1.3.6.1.5.5.7.1.35.
-func oidCMW() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35} }
+// ExtensionID returns id-pe-cmw, 1.3.6.1.5.5.7.1.35 (RFC 9999): the extension
+// that carries evidence in a CSR and in an SVID.
+func ExtensionID() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35} }
 
 // cmwRecord is the cbor-record of a RATS Conceptual Message Wrapper.
 type cmwRecord struct {
@@ -60,7 +61,7 @@ func marshalCMW(mediaType string, indicator uint64, record []byte) (pkix.Extensi
 	if err != nil {
 		return pkix.Extension{}, err
 	}
-	return pkix.Extension{Id: oidCMW(), Value: der}, nil
+	return pkix.Extension{Id: ExtensionID(), Value: der}, nil
 }
 
 // parseCMW unwraps one record of the wanted type. Whatever is not byte for byte
@@ -97,7 +98,7 @@ func parseCMW(der []byte, mediaType string, indicator uint64) ([]byte, error) {
 func oneCMW(exts []pkix.Extension) ([]byte, error) {
 	var value []byte
 	for _, x := range exts {
-		if !x.Id.Equal(oidCMW()) {
+		if !x.Id.Equal(ExtensionID()) {
 			continue
 		}
 		if value != nil {

@@ -92,6 +92,16 @@ func (l *Leaf) Hash() ([32]byte, error) {
 	return sha256.Sum256(b), nil
 }
 
+// Beginnings of the selectors that say what a program's hash, in lower-case hex
+// behind it, is the hash of. One never stands for another: anybody can start a
+// genuine tool and ask in its name.
+const (
+	SelectorExecutable          = "binary:sha256:"                      // the process that holds the key
+	SelectorTool                = "binary:tool:sha256:"                 // a main program of a recorded step
+	SelectorRecorder            = "binary:recorder:sha256:"             // what recorded it, out of its user's reach
+	SelectorUnprotectedRecorder = "binary:recorder_unprotected:sha256:" // what recorded it, or posed as that
+)
+
 // CheckSelectors fails unless s is a non-empty, sorted, unique list of
 // "type:value" strings within the limits. An empty list is an error because a
 // verifier could not tell it from one that was taken away.

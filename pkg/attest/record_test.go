@@ -220,7 +220,7 @@ func TestRefusesMalformedExtension(t *testing.T) {
 	if _, err := FromExtensions([]pkix.Extension{crit}); !errors.Is(err, ErrRecord) {
 		t.Errorf("critical: %v", err)
 	}
-	if _, err := FromExtensions([]pkix.Extension{{Id: oidCMW()}}); !errors.Is(err, ErrRecord) {
+	if _, err := FromExtensions([]pkix.Extension{{Id: ExtensionID()}}); !errors.Is(err, ErrRecord) {
 		t.Errorf("empty value: %v", err)
 	}
 }

@@ -39,7 +39,7 @@ func sceneAround(t testing.TB, w *forge.World) *scene {
 	s := &scene{World: w, stmt: testStatement(), at: w.Now.Add(time.Second)}
 	artifact := sha256.Sum256([]byte("the artifact"))
 	s.stmt.Subjects = []Resource{{Name: "out/hello", Digest: map[string]string{"sha256": hexOf(artifact)}}}
-	s.setSelectors(selectorRecorder + hexOf(w.Leaf.Recorder))
+	s.setSelectors(attest.SelectorRecorder + hexOf(w.Leaf.Recorder))
 	root, err := MarshalTrustedRoot([]Authority{{Certificate: w.Authority, Start: w.Authority.NotBefore, End: w.Authority.NotAfter}})
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func sceneAround(t testing.TB, w *forge.World) *scene {
 
 // setSelectors commits to the tool and to these.
 func (s *scene) setSelectors(more ...string) {
-	s.Leaf.Selectors = append([]string{selectorTool + hexOf(s.Leaf.Tool)}, more...)
+	s.Leaf.Selectors = append([]string{attest.SelectorTool + hexOf(s.Leaf.Tool)}, more...)
 	slices.Sort(s.Leaf.Selectors)
 }
 

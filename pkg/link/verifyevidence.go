@@ -15,13 +15,6 @@ import (
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
-// Selectors of a recorded step.
-const (
-	selectorTool                = "binary:tool:sha256:"
-	selectorRecorder            = "binary:recorder:sha256:"
-	selectorRecorderUnprotected = "binary:recorder_unprotected:sha256:"
-)
-
 func (v *linkVerifier) evidenceForm() (string, error) {
 	e, err := attest.FromCertificate(v.leaf)
 	if errors.Is(err, attest.ErrNoEvidence) {
@@ -143,11 +136,11 @@ func (v *linkVerifier) programsMeasured() (string, error) {
 	}
 	var recorders, unprotected []string
 	for _, s := range l.Selectors {
-		if h, ok := strings.CutPrefix(s, selectorTool); ok {
+		if h, ok := strings.CutPrefix(s, attest.SelectorTool); ok {
 			v.tools = append(v.tools, h)
-		} else if h, ok := strings.CutPrefix(s, selectorRecorder); ok {
+		} else if h, ok := strings.CutPrefix(s, attest.SelectorRecorder); ok {
 			recorders = append(recorders, h)
-		} else if h, ok := strings.CutPrefix(s, selectorRecorderUnprotected); ok {
+		} else if h, ok := strings.CutPrefix(s, attest.SelectorUnprotectedRecorder); ok {
 			unprotected = append(unprotected, h)
 		}
 	}

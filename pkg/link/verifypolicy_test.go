@@ -46,7 +46,7 @@ func TestRefusesUnknownTool(t *testing.T) {
 func TestRefusesUnknownToolEarlierInTheExecChain(t *testing.T) {
 	s := newScene(t)
 	env := strings.Repeat("ee", 32)
-	s.setSelectors(selectorRecorder+hexOf(s.Leaf.Recorder), selectorTool+env)
+	s.setSelectors(attest.SelectorRecorder+hexOf(s.Leaf.Recorder), attest.SelectorTool+env)
 	s.refuses(t, "requirement.tools", ErrPolicy, env)
 	s.in.Links = nil
 	s.requirement().Tools = append(s.requirement().Tools, env)
@@ -55,14 +55,14 @@ func TestRefusesUnknownToolEarlierInTheExecChain(t *testing.T) {
 
 func TestRefusesToolThatWasNotMeasured(t *testing.T) {
 	s := newScene(t)
-	s.Leaf.Selectors = []string{selectorRecorder + hexOf(s.Leaf.Recorder)}
+	s.Leaf.Selectors = []string{attest.SelectorRecorder + hexOf(s.Leaf.Recorder)}
 	s.requirement().Tools = []string{AnyHash}
 	s.refuses(t, "programs.measured", ErrCrypto)
 }
 
 func TestRefusesToolThatTheLeafDoesNotName(t *testing.T) {
 	s := newScene(t)
-	s.setSelectors(selectorRecorder + hexOf(s.Leaf.Recorder))
+	s.setSelectors(attest.SelectorRecorder + hexOf(s.Leaf.Recorder))
 	s.Leaf.Tool = sha256.Sum256([]byte("something else"))
 	s.refuses(t, "programs.measured", ErrCrypto)
 }
@@ -75,13 +75,13 @@ func TestRefusesUnknownRecorder(t *testing.T) {
 
 func TestRefusesUnprotectedRecorder(t *testing.T) {
 	s := newScene(t)
-	s.setSelectors(selectorRecorderUnprotected + hexOf(s.Leaf.Recorder))
+	s.setSelectors(attest.SelectorUnprotectedRecorder + hexOf(s.Leaf.Recorder))
 	s.refuses(t, "requirement.recorder", ErrPolicy, "unprotected")
 }
 
 func TestSaysThatTheRecorderWasUnprotected(t *testing.T) {
 	s := newScene(t)
-	s.setSelectors(selectorRecorderUnprotected + hexOf(s.Leaf.Recorder))
+	s.setSelectors(attest.SelectorUnprotectedRecorder + hexOf(s.Leaf.Recorder))
 	s.requirement().Recorders, s.requirement().UnprotectedRecorders = nil, []string{hexOf(s.Leaf.Recorder)}
 	res := s.accepts(t)
 	if res.Links[0].Chain.Programs.RecorderProtected || !strings.Contains(res.Text(), "UNPROTECTED") {
@@ -91,7 +91,7 @@ func TestSaysThatTheRecorderWasUnprotected(t *testing.T) {
 
 func TestRefusesRecorderThatIsBothProtectedAndNot(t *testing.T) {
 	s := newScene(t)
-	s.setSelectors(selectorRecorder+hexOf(s.Leaf.Recorder), selectorRecorderUnprotected+hexOf(s.Leaf.Recorder))
+	s.setSelectors(attest.SelectorRecorder+hexOf(s.Leaf.Recorder), attest.SelectorUnprotectedRecorder+hexOf(s.Leaf.Recorder))
 	s.refuses(t, "programs.measured", ErrCrypto)
 }
 

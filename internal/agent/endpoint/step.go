@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -84,9 +83,9 @@ func (st *step) seen() identity.StepSeen {
 
 func recorderSelector(hash [32]byte, protected bool) string {
 	if protected {
-		return identity.RecorderPrefix + hex.EncodeToString(hash[:])
+		return attest.SelectorRecorder + hex.EncodeToString(hash[:])
 	}
-	return identity.UnprotectedRecorderPrefix + hex.EncodeToString(hash[:])
+	return attest.SelectorUnprotectedRecorder + hex.EncodeToString(hash[:])
 }
 
 // toolOf finds and measures the one child of c that c holds stopped under its
@@ -173,7 +172,7 @@ func (s *Server) Measure(ctx context.Context, req *workloadv1.MeasureRequest) (*
 	if first || !protected {
 		st.guarded, st.reason = protected, reason
 	}
-	sel := identity.ToolPrefix + hex.EncodeToString(tool[:])
+	sel := attest.SelectorTool + hex.EncodeToString(tool[:])
 	if !slices.Contains(st.tools, sel) {
 		if len(st.tools) == maxTools {
 			return nil, status.Errorf(codes.FailedPrecondition, "the step ran more than %d different programs", maxTools)
@@ -447,8 +446,6 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 // Logs returns the logs that a record names by digest, where they are at hand.
 type Logs func(*attest.Evidence) (eventLog, imaLog []byte)
 
-var oidCMW = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35} // id-pe-cmw, RFC 9999
-
 // checkCSR fails unless csr is for the prepared key, proves to hold it, and
 // carries exactly the prepared evidence, byte for byte.
 func checkCSR(der []byte, p *prepared) error {
@@ -466,7 +463,7 @@ func checkCSR(der []byte, p *prepared) error {
 	}
 	found := 0
 	for _, x := range csr.Extensions {
-		if !x.Id.Equal(oidCMW) {
+		if !x.Id.Equal(attest.ExtensionID()) {
 			continue
 		}
 		if found++; x.Critical || !bytes.Equal(x.Value, p.ev.Extension) {

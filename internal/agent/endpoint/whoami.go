@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/workload"
+	"github.com/rootlink/rootlink/pkg/attest"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
 
@@ -35,7 +37,7 @@ func (s *Server) Whoami(ctx context.Context, req *workloadv1.WhoamiRequest) (*wo
 		pid = child.PID
 		child.Close()
 		seen.Base = append(slices.Clone(subj.Selectors), recorderSelector(subj.Executable, protected))
-		seen.Tools = []string{identity.ToolPrefix + fmt.Sprintf("%x", tool)}
+		seen.Tools = []string{attest.SelectorTool + hex.EncodeToString(tool[:])}
 		m := resp.Measurement
 		m.Tool, m.Recorder, m.RecorderProtected, m.UnprotectedReason = tool[:], subj.Executable[:], protected, reason
 		m.Selectors = seen.All()
@@ -126,9 +128,9 @@ func noIdentity(v *identity.View, selectors []string, step bool) error {
 // entryCreate is the command line that registers what was measured: the hashes
 // that say which program it is, and no more than needed.
 func entryCreate(v *identity.View, selectors []string, step bool, name string) string {
-	kind, want := "workload", []string{"binary:sha256:"}
+	kind, want := "workload", []string{attest.SelectorExecutable}
 	if step {
-		kind, want = "step", []string{identity.ToolPrefix, identity.RecorderPrefix, identity.UnprotectedRecorderPrefix}
+		kind, want = "step", []string{attest.SelectorTool, attest.SelectorRecorder, attest.SelectorUnprotectedRecorder}
 	}
 	b := &strings.Builder{}
 	fmt.Fprintf(b, "rootlink-server entry create --spiffe-id spiffe://%s/%s/%s --parent-id %s", v.TrustDomain.Name(), kind, name, v.AgentID)

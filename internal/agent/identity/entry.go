@@ -11,14 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
-)
-
-// Selector prefixes that only a recorded step can have.
-const (
-	ToolPrefix                = "binary:tool:sha256:"
-	RecorderPrefix            = "binary:recorder:sha256:"
-	UnprotectedRecorderPrefix = "binary:recorder_unprotected:sha256:"
 )
 
 // Entry is a registration entry that this node may get SVIDs for.
@@ -32,7 +26,7 @@ type Entry struct {
 	CreatedAt     int64
 	ExpiresAt     int64 // unix seconds, 0: never
 
-	tools     []string // the selectors with ToolPrefix
+	tools     []string // the selectors with attest.SelectorTool
 	others    []string // all the others
 	recorders int
 }
@@ -59,10 +53,10 @@ func newEntry(e *types.Entry) *Entry {
 	out.Selectors = slices.Compact(out.Selectors)
 	for _, s := range out.Selectors {
 		switch {
-		case strings.HasPrefix(s, ToolPrefix):
+		case strings.HasPrefix(s, attest.SelectorTool):
 			out.tools = append(out.tools, s)
 			continue
-		case strings.HasPrefix(s, RecorderPrefix), strings.HasPrefix(s, UnprotectedRecorderPrefix):
+		case strings.HasPrefix(s, attest.SelectorRecorder), strings.HasPrefix(s, attest.SelectorUnprotectedRecorder):
 			out.recorders++
 		}
 		out.others = append(out.others, s)

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/pkg/attest"
 )
 
 // TestBatchGathers: the first CSR goes out at once, all that come while its
@@ -261,9 +262,9 @@ func names(es []*Entry) string {
 func TestMatching(t *testing.T) {
 	const (
 		self, uid    = "binary:sha256:s", "binary:uid:1"
-		rec, unprot  = RecorderPrefix + "s", UnprotectedRecorderPrefix + "s"
-		env, gocmd   = ToolPrefix + "env", ToolPrefix + "go"
-		other, extra = ToolPrefix + "other", "k8s:ns:x"
+		rec, unprot  = attest.SelectorRecorder + "s", attest.SelectorUnprotectedRecorder + "s"
+		env, gocmd   = attest.SelectorTool + "env", attest.SelectorTool + "go"
+		other, extra = attest.SelectorTool + "other", "k8s:ns:x"
 	)
 	v := &View{Entries: []*Entry{
 		entry("plain", self), entry("both", self, uid), entry("elsewhere", self, extra),

@@ -129,7 +129,7 @@ func (i *Issuer) withEvidence(ctx context.Context, e *Entry, s Subject, key *ecd
 			return nil, err
 		}
 		csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-			ExtraExtensions: []pkix.Extension{{Id: oidCMW, Value: ev.Extension}},
+			ExtraExtensions: []pkix.Extension{{Id: attest.ExtensionID(), Value: ev.Extension}},
 		}, key)
 		if err != nil {
 			return nil, err
@@ -140,9 +140,6 @@ func (i *Issuer) withEvidence(ctx context.Context, e *Entry, s Subject, key *ecd
 		}
 	}
 }
-
-// oidCMW is id-pe-cmw (RFC 9999).
-var oidCMW = []int{1, 3, 6, 1, 5, 5, 7, 1, 35}
 
 // refusedEvidence says whether the server answered and said no, rather than
 // being away: new evidence may then do better.

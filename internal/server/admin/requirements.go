@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -14,14 +16,10 @@ import (
 // two or three levels deep.
 const maxDepth = 16
 
-// Selector values that make an entry a step entry, and those of nodes that a
-// verifier can check again.
+// Selector values of nodes that a verifier can check again.
 const (
-	selTool                = "tool:sha256:"
-	selRecorder            = "recorder:sha256:"
-	selRecorderUnprotected = "recorder_unprotected:sha256:"
-	selPolicy              = "pcr_policy:"
-	selEK                  = "ek:"
+	selPolicy = policy.SelectorPrefix
+	selEK     = "ek:"
 )
 
 // node is one way in which an entry may be reached: what its agent must be.
@@ -124,18 +122,15 @@ func (t tree) requirement(id string, entries []*store.Entry, known map[string]bo
 // addPrograms adds the tools and recorders that an entry names.
 func addPrograms(r *link.Requirement, selectors []store.Selector) {
 	for _, s := range selectors {
-		if s.Type != "binary" {
-			continue
-		}
 		for _, to := range []struct {
 			list   *[]string
 			prefix string
 		}{
-			{&r.Tools, selTool},
-			{&r.Recorders, selRecorder},
-			{&r.UnprotectedRecorders, selRecorderUnprotected},
+			{&r.Tools, attest.SelectorTool},
+			{&r.Recorders, attest.SelectorRecorder},
+			{&r.UnprotectedRecorders, attest.SelectorUnprotectedRecorder},
 		} {
-			if v, ok := strings.CutPrefix(s.Value, to.prefix); ok {
+			if v, ok := strings.CutPrefix(s.String(), to.prefix); ok {
 				*to.list = append(*to.list, v)
 			}
 		}
@@ -171,13 +166,13 @@ func (t tree) nodes(e *store.Entry, depth int) (out []node) {
 		}
 		var n node
 		for _, s := range p.Selectors {
-			policy, isPolicy := strings.CutPrefix(s.Value, selPolicy)
+			name, isPolicy := strings.CutPrefix(s.Value, selPolicy)
 			ek, isEK := strings.CutPrefix(s.Value, selEK)
 			switch {
 			case s.Type != "tpmnode":
 				n.other = append(n.other, s.String())
 			case isPolicy:
-				n.policies = append(n.policies, policy)
+				n.policies = append(n.policies, name)
 			case isEK:
 				n.ek = ek
 			default:
@@ -194,11 +189,9 @@ func (t tree) nodes(e *store.Entry, depth int) (out []node) {
 func isStep(e *store.Entry) bool {
 	tool, recorder := false, false
 	for _, s := range e.Selectors {
-		if s.Type != "binary" {
-			continue
-		}
-		tool = tool || strings.HasPrefix(s.Value, selTool)
-		recorder = recorder || strings.HasPrefix(s.Value, selRecorder) || strings.HasPrefix(s.Value, selRecorderUnprotected)
+		text := s.String()
+		tool = tool || strings.HasPrefix(text, attest.SelectorTool)
+		recorder = recorder || strings.HasPrefix(text, attest.SelectorRecorder) || strings.HasPrefix(text, attest.SelectorUnprotectedRecorder)
 	}
 	return tool && recorder
 }
