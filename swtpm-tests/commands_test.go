@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/rootlink/rootlink/internal/swtpmtest"
 )
 
 // exits CODE COMMAND…: runs it and wants exactly that exit code.
@@ -149,4 +151,19 @@ func cmdPublic(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(os.WriteFile(filepath.Join(dir, name), b, 0o755))
 	}
 	ts.Setenv(args[0], dir)
+}
+
+// maker other|own: the server started next trusts another maker's roots than
+// those of the story's TPMs, or theirs again.
+func (w *world) cmdMaker(ts *testscript.TestScript, neg bool, args []string) {
+	switch {
+	case !neg && len(args) == 1 && args[0] == "other":
+		other := ts.MkAbs("other-maker.pem")
+		ts.Check(os.WriteFile(other, swtpmtest.NewMaker(w.t, "Another TPM Maker").RootPEM(), 0o600))
+		ts.Setenv("MAKER", other)
+	case !neg && len(args) == 1 && args[0] == "own":
+		ts.Setenv("MAKER", ts.MkAbs("maker.pem"))
+	default:
+		ts.Fatalf("usage: maker other|own")
+	}
 }

@@ -66,6 +66,8 @@ func Hint(err error) string {
 		return "a script needs a first line such as #!/bin/sh"
 	case errors.Is(err, ErrNotExecutable) && errors.Is(err, syscall.EACCES):
 		return "is it meant to be run? chmod +x makes it executable"
+	case errors.Is(err, ErrNotExecutable):
+		return "name a program or script, and check that its interpreter is there"
 	case errors.Is(err, ErrPath):
 		return "run from a directory that holds all the paths, or leave out what cannot be recorded with --exclude"
 	case errors.Is(err, ErrChanged):

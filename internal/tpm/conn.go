@@ -21,6 +21,7 @@ const (
 	dialTimeout  = 5 * time.Second
 	retryFirst   = 5 * time.Millisecond   // first wait after TPM_RC_RETRY and its kin
 	retryLongest = 500 * time.Millisecond // waits double up to this
+	restartTime  = 5 * time.Second        // how long a TPM that was there may be away
 )
 
 // conn is one connection to a TPM. Only the owner goroutine uses it.

@@ -83,6 +83,7 @@ type state struct {
 	conn  *conn
 	since time.Time // of conn
 	fresh bool      // connected, leftovers not yet flushed
+	met   bool      // was connected before
 
 	ek        *EK            // as first seen
 	ak        *akFile        // as on disk
@@ -211,6 +212,7 @@ func (s *state) perform(j *job) error {
 	defer cancel(nil)
 	defer context.AfterFunc(s.d.closing, func() { cancel(ErrClosed) })()
 	wait := retryFirst
+	var lost time.Time // since when no TPM answers
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -235,6 +237,16 @@ func (s *state) perform(j *job) error {
 			}
 			if errors.Is(err, os.ErrPermission) {
 				return err // will not mend itself
+			}
+			if errors.Is(err, ErrUnreachable) {
+				if lost.IsZero() {
+					lost = time.Now()
+				}
+				// A TPM that was there is given time to restart. One that never
+				// was is not there, and so is one that stays away.
+				if !s.met || time.Since(lost) > restartTime {
+					return err
+				}
 			}
 			s.d.log.Debug("connection to the TPM failed, trying again", "error", err)
 		default:
@@ -270,7 +282,7 @@ func (s *state) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.conn, s.since, s.fresh = c, time.Now(), true
+		s.conn, s.since, s.fresh, s.met = c, time.Now(), true, true
 		s.forget()
 	}
 	s.conn.ctx = ctx

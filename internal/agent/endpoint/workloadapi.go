@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -250,13 +251,25 @@ func issueError(err error) error {
 		switch st.Code() {
 		case codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.NotFound, codes.Aborted,
 			codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded, codes.Unimplemented:
-			return status.Errorf(st.Code(), "no SVID issued: %s", bounded(st.Message()))
+			return status.Errorf(st.Code(), "no SVID issued: %s", bounded(plain(err)))
 		}
 	}
 	if errors.Is(err, identity.ErrNoEvidence) {
 		return status.Errorf(codes.FailedPrecondition, "no SVID issued: %s", err)
 	}
-	return status.Errorf(codes.Unavailable, "no SVID issued: %s", bounded(err.Error()))
+	return status.Errorf(codes.Unavailable, "no SVID issued: %s", bounded(plain(err)))
+}
+
+// plain is err's text without gRPC's prefix in the middle of it.
+func plain(err error) string {
+	var inner interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if errors.As(err, &inner) {
+		return strings.Replace(err.Error(), inner.Error(), inner.GRPCStatus().Message(), 1)
+	}
+	return err.Error()
 }
 
 // maxMessage bounds what an error message carries, in bytes: it travels in an

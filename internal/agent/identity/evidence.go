@@ -9,9 +9,12 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
 )
 
@@ -118,7 +121,7 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	}
 	resp, err := i.quoter.Quote(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("quote: %w", err)
+		return nil, i.quoteError(err)
 	}
 	rec, err := attest.ParseRecord(resp.GetEvidence())
 	if err != nil {
@@ -134,6 +137,22 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 		return nil, fmt.Errorf("encode evidence: %w", err)
 	}
 	return &Evidence{Record: rec, Extension: ext.Value, nonce: nonce, session: sess}, nil
+}
+
+// quoteError is a failed quote for the workload. A missing AK certificate
+// mends itself, so it means "later".
+func (i *Issuer) quoteError(err error) error {
+	st := status.Convert(err)
+	code := st.Code()
+	if wire.IsMustAttest(err) {
+		i.node.Uncertified()
+		code = codes.Unavailable
+	}
+	what, hint, ok := strings.Cut(st.Message(), "\nhint: ")
+	if ok {
+		what += "; hint: " + hint
+	}
+	return status.Errorf(code, "quote: %s", what)
 }
 
 // Current says whether ev still names the agent's present SVID. After the agent

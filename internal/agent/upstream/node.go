@@ -211,6 +211,7 @@ const (
 	whyAsked = "the server asked for it"
 	whyRival = "another agent attested with this TPM"
 	whyTrust = "the server's authority is unknown"
+	whyAK    = "the TPM's attestation key has no certificate"
 )
 
 // Do calls fn with the present session and a deadline. A refusal of the agent
@@ -267,6 +268,10 @@ func (n *Node) judge(s *Session, err error) (again bool) {
 	}
 	return false
 }
+
+// Uncertified tells that the AK has no valid certificate (the TPM was cleared,
+// say), which the next attestation brings.
+func (n *Node) Uncertified() { n.ask(whyAK) }
 
 // ask has Run attest again soon. Asking twice is asking once.
 func (n *Node) ask(why string) {

@@ -112,7 +112,7 @@ func (q *quoter) identity(ctx context.Context) (*certified, error) {
 		q.mu.Unlock()
 	}
 	if !q.now().Before(c.notAfter) {
-		return nil, status.Error(codes.FailedPrecondition, "the AK certificate has expired: the node must attest again first")
+		return nil, wire.MustAttest("the AK certificate has expired")
 	}
 	return c, nil
 }
@@ -124,7 +124,7 @@ func (q *quoter) fromDisk(ctx context.Context) (*certified, error) {
 	}
 	chain, err := q.dev.AKCertificate(ak)
 	if errors.Is(err, tpm.ErrNoAKCertificate) {
-		return nil, status.Error(codes.FailedPrecondition, "no AK certificate yet: the node must attest first")
+		return nil, wire.MustAttest("no AK certificate yet")
 	}
 	if err != nil {
 		return nil, deviceStatus("AK certificate", err)
