@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -128,12 +129,17 @@ func entryCreate(at *location) *cobra.Command {
 	return c
 }
 
+// binaryKinds begin the selectors of docs/plugin-binary.md.
+var binaryKinds = []string{"sha256:", "uid:", "gid:", "path:", "parent:", "tool:", "recorder:", "recorder_unprotected:"}
+
 // adviseEntry says what a person who wrote an entry may not have meant.
 func adviseEntry(c *cobra.Command, e *types.Entry) {
 	for _, s := range e.Selectors {
 		if s.Type == "binary" && strings.HasPrefix(s.Value, "recorder_unprotected:") {
 			note(c, "an unprotected recorder can be imitated by any process of the same user; reports will say so")
-			return
+		}
+		if s.Type == "binary" && !slices.Contains(binaryKinds, strings.SplitAfterN(s.Value, ":", 2)[0]) {
+			note(c, "no program shows a selector like binary:%s, so nothing will match; `rootlink whoami` prints those there are", s.Value)
 		}
 	}
 }

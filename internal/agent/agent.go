@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -175,7 +176,11 @@ func (a *Agent) announce(ctx context.Context, k *identity.Keeper) {
 // it: the two would replace each other's SVID at the server for ever.
 func lockDataDir(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+		err = fmt.Errorf("data directory: %w", err)
+		if errors.Is(err, fs.ErrPermission) {
+			err = cli.Hint(err, "the agent needs a data directory of its own: name one with --data-dir, or run it as root")
+		}
+		return nil, err
 	}
 	st, err := os.Stat(dir)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -339,16 +340,36 @@ func (r *state) noteSkipped(recs ...*Recording) {
 	r.stmt.Byproducts.Skipped = names
 }
 
+// silence is how long the agent may take for a signature without a word to the user.
+const silence = 5 * time.Second
+
 func (r *state) sign(ctx context.Context, p *link.Prepared) (*Signed, error) {
 	limited, cancel := context.WithTimeout(ctx, r.IssueTimeout)
 	defer cancel()
+	var mu sync.Mutex
 	told := ""
-	s, err := r.agent.Sign(limited, p, func(why error) {
-		if msg := why.Error(); msg != told {
-			told = msg
-			r.say("waiting to sign, up to %s: %s", r.IssueTimeout, msg)
+	tell := func(msg string) {
+		told = msg
+		r.say("waiting to sign, up to %s: %s", r.IssueTimeout, msg)
+	}
+	silent := time.AfterFunc(silence, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if told == "" {
+			tell("the agent has not answered yet; is its TPM there?")
 		}
 	})
+	s, err := r.agent.Sign(limited, p, func(why error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if msg := why.Error(); msg != told {
+			tell(msg)
+		}
+	})
+	silent.Stop()
+	mu.Lock() // one that began is let finish, one that comes now is too late
+	told = "over"
+	mu.Unlock()
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

@@ -46,7 +46,7 @@ cryptographic check failed, 4 a policy was not met.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return verify(cmd, o, clock(), args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.trust, "trust", "", "trust.json, as `rootlink-server trust export` writes it")
+	f.StringVar(&o.trust, "trust", "", "trust.json: the `FILE` that rootlink-server trust export writes")
 	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or pattern of it, that must have signed")
 	f.StringVar(&o.layout, "layout", "", "in-toto layout that the links must fulfil (not supported yet)")
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")

@@ -23,7 +23,11 @@ func Listen(path string) (*net.UnixListener, error) {
 	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("directory of the socket: %w", err)
+		err = fmt.Errorf("directory of the socket: %w", err)
+		if errors.Is(err, fs.ErrPermission) {
+			err = cli.Hint(err, "name a place of your own with --socket, or run the agent as root")
+		}
+		return nil, err
 	}
 	if err := checkDir(dir); err != nil {
 		return nil, err
