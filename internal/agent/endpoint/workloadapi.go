@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/agent/upstream"
 )
 
 // FetchX509SVID streams the caller's SVIDs: at once, and again whenever one is
@@ -240,6 +241,9 @@ func federated(v *identity.View, es []*identity.Entry) map[string][]byte {
 // issueError turns what the server or the quoter said into what a workload
 // hears. A refusal keeps its code and reason, everything else means "later".
 func issueError(err error) error {
+	if upstream.Passing(err) {
+		return status.Errorf(codes.Unavailable, "no SVID issued: the agent has to attest again: %s", bounded(err.Error()))
+	}
 	st, ok := status.FromError(err)
 	if !ok {
 		var g interface{ GRPCStatus() *status.Status }

@@ -60,6 +60,19 @@ func clockError(leaf *x509.Certificate, now time.Time, verifyAt func(time.Time) 
 	return &ClockError{Ours: now, Theirs: theirs}
 }
 
+// Passing reports whether err is a refusal of the agent that it answers by
+// attesting again: what was asked for may be granted after that.
+func Passing(err error) bool {
+	switch reason, _ := denial(err); reason {
+	case types.PermissionDeniedDetails_AGENT_NOT_ATTESTED,
+		types.PermissionDeniedDetails_AGENT_NOT_ACTIVE,
+		types.PermissionDeniedDetails_AGENT_EXPIRED,
+		types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
+		return true
+	}
+	return false
+}
+
 // denial returns why the server refused the agent itself.
 func denial(err error) (types.PermissionDeniedDetails_Reason, bool) {
 	st, ok := status.FromError(err)
