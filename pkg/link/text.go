@@ -50,12 +50,15 @@ func (r *Result) headline() string {
 	if r.Verdict != VerdictVerified {
 		return "✗ REFUSED"
 	}
-	tiers, software := map[string]bool{}, false
+	signers, tiers, software := map[string]bool{}, map[string]bool{}, false
 	for _, l := range r.Links {
+		if l.Chain.SVID != nil {
+			signers[Clean(l.Chain.SVID.SPIFFEID)] = true
+		}
 		tiers[strings.ReplaceAll(l.Tier, "_", " ")] = true
 		software = software || l.SoftwareTPM
 	}
-	head := "✓ VERIFIED  " + Clean(r.Identity) + "  tier: " + strings.Join(slices.Sorted(maps.Keys(tiers)), ", ")
+	head := "✓ VERIFIED  " + strings.Join(slices.Sorted(maps.Keys(signers)), ", ") + "  tier: " + strings.Join(slices.Sorted(maps.Keys(tiers)), ", ")
 	if software {
 		head += "  SOFTWARE TPM"
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -280,7 +281,11 @@ func plain(err error) string {
 // HTTP/2 header.
 const maxMessage = 1500
 
+// grpcWords is what gRPC writes before the message of an error inside another.
+var grpcWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
 func bounded(s string) string {
+	s = grpcWords.ReplaceAllString(s, "")
 	if len(s) <= maxMessage {
 		return s
 	}
