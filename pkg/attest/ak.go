@@ -86,6 +86,11 @@ func checkAKAttributes(p *tpm2.TPMTPublic) error {
 			return fmt.Errorf("%w: %s is %t", ErrAKAttributes, c.name, c.got)
 		}
 	}
+	// Whatever could authorise the use of a key besides its own secret could one
+	// day do so for a key of which a TPM has only the public half.
+	if len(p.AuthPolicy.Buffer) != 0 || !a.UserWithAuth {
+		return fmt.Errorf("%w: it can be used without its authorization value", ErrAKAttributes)
+	}
 	return nil
 }
 

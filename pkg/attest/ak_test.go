@@ -59,6 +59,8 @@ func TestRefusesAK(t *testing.T) {
 		"without sensitiveDataOrigin": {o: attr(func(a *tpm2.TPMAObject) { a.SensitiveDataOrigin = false }), want: attest.ErrAKAttributes},
 		"without sign":                {o: attr(func(a *tpm2.TPMAObject) { a.SignEncrypt = false }), want: attest.ErrAKAttributes},
 		"with decrypt":                {o: attr(func(a *tpm2.TPMAObject) { a.Decrypt = true }), want: attest.ErrAKAttributes},
+		"with a policy":               {o: public(func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = make([]byte, 32) }), want: attest.ErrAKAttributes},
+		"without userWithAuth":        {o: attr(func(a *tpm2.TPMAObject) { a.UserWithAuth = false }), want: attest.ErrAKAttributes},
 		"with x509sign":               {o: attr(func(a *tpm2.TPMAObject) { a.X509Sign = true }), want: attest.ErrAKAttributes},
 
 		"NULL signing scheme": {want: attest.ErrAKScheme, o: public(func(p *tpm2.TPMTPublic) {

@@ -142,6 +142,28 @@ func TestRefusesTakeoverOfAnAllowListedEK(t *testing.T) {
 	}
 }
 
+// An allow-listed software TPM with a certificate of its owner's making.
+func TestMakersNameNeedsTheMakersRoot(t *testing.T) {
+	var got attest.AK
+	h := newHost(t, "", func(o *Options) {
+		o.OnAttested = func(_ context.Context, a *Attested) error { got = a.AK; return nil }
+	})
+	a := newAgent(t, h)
+	h.write(t, "allow", hex.EncodeToString(a.tpm.EKHash[:]))
+	a.request = func(r *tpmv1.AttestRequest) { r.TpmManufacturer, r.TpmVendor = "IFX", "SLB9672" }
+	mustAttest(t, h, a)
+	genuine := got.Manufacturer
+	if genuine == "" || strings.Contains(genuine, "says the node") {
+		t.Fatalf("the maker's word is lost: %q", genuine)
+	}
+	forger := forge.NewMaker(t, "Forge Semiconductor")
+	a.tpm.EKChain = forger.IssueEK(t, a.tpm.EKKey(), nil)
+	mustAttest(t, h, a)
+	if got.Manufacturer != "IFX (says the node)" {
+		t.Errorf("a forged certificate names the maker %q", got.Manufacturer)
+	}
+}
+
 func TestAgentIDIsNeverTheAgentsChoice(t *testing.T) {
 	h := newHost(t, "", nil)
 	a, b := newAgent(t, h), newAgent(t, h)

@@ -39,12 +39,16 @@ func selectors(a *Attested, pcrs []attest.PCRSelection, v *policy.Verdict) []str
 // label completes an AK with what is said of its TPM. It decides nothing: it
 // makes honest TPMs readable and virtual ones visible. The maker's word in the
 // EK certificate comes before what the agent reports, and the firmware version
-// is that of the quote, which the TPM signed.
-func label(ak *attest.AK, r *tpmv1.AttestRequest, firmware uint64) {
+// is that of the quote, which the TPM signed. A certificate that led to no
+// maker's root is the node's word and no more: anybody can write one.
+func label(ak *attest.AK, basis string, r *tpmv1.AttestRequest, firmware uint64) {
 	maker, model := ekSubject(r.EkChain)
-	ak.Manufacturer = plain(maker)
-	if ak.Manufacturer == "" {
+	if basis == attest.BasisMaker {
+		ak.Manufacturer = plain(maker)
+	}
+	if ak.Manufacturer == "" && r.TpmManufacturer != "" {
 		ak.Manufacturer = plain(r.TpmManufacturer)
+		ak.Manufacturer = ak.Manufacturer[:min(len(ak.Manufacturer), 32)] + " (says the node)"
 	}
 	ak.Firmware = fmt.Sprintf("%d.%d.%d.%d", firmware>>48, firmware>>32&0xffff, firmware>>16&0xffff, firmware&0xffff)
 	// Any sign of a virtual TPM makes it one.

@@ -301,7 +301,7 @@ func (s *session) quote() error {
 		AgentKey: s.agentKey, KeyBound: s.bound,
 		Nonce: s.nonce, QuoteAttest: s.proof.Attest, Signature: s.proof.Signature, Quote: *q, PCRs: pcrs,
 	}
-	label(s.ak, s.req, q.FirmwareVersion)
+	label(s.ak, s.ek.Basis, s.req, q.FirmwareVersion)
 	s.out.AK = *s.ak
 	return nil
 }
