@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -84,13 +85,15 @@ type attestStream = agentv1.Agent_AttestAgentServer
 // its SVID.
 func (a *agentService) AttestAgent(stream attestStream) (err error) {
 	s, c := a.s, callerOf(stream.Context())
+	level := slog.LevelWarn
 	defer func() {
 		if err != nil {
 			s.count.add("attest_refused/" + snake(status.Code(err).String()))
-			s.cfg.Log.Warn("node attestation failed", "address", c.addr, "error", err)
+			s.cfg.Log.Log(stream.Context(), level, "node attestation failed", "address", c.addr, "error", err)
 		}
 	}()
 	if err := s.limiter.wait(stream.Context(), c.addr, s.cfg.RoundTimeout); err != nil {
+		level = slog.LevelDebug // what is limited must not fill the disk instead; the counter has it
 		return status.Error(codes.ResourceExhausted, "too many attestations from this address")
 	}
 	if s.attestor == nil {
@@ -108,7 +111,7 @@ func (a *agentService) AttestAgent(stream attestStream) (err error) {
 	case params.GetParams() == nil || params.GetData() == nil:
 		return status.Error(codes.InvalidArgument, "malformed param: missing params")
 	case params.Data.Type != wire.PluginName:
-		return status.Errorf(codes.FailedPrecondition, "node attestation type %q is not known here, only %q", params.Data.Type, wire.PluginName)
+		return status.Errorf(codes.FailedPrecondition, "node attestation type %.100q is not known here, only %q", params.Data.Type, wire.PluginName)
 	case len(params.Data.Payload) == 0:
 		return status.Error(codes.InvalidArgument, "malformed param: missing attestation payload")
 	}

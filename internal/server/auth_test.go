@@ -1,9 +1,11 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -262,8 +264,10 @@ func TestRefusesTPMOfAnotherMaker(t *testing.T) {
 }
 
 func TestAttestationsOfOneAddressAreLimited(t *testing.T) {
+	var log bytes.Buffer
 	w := newWorld(t, func(c *Config) {
 		c.AttestationRate, c.AttestationBurst, c.RoundTimeout = 0.001, 2, 200*time.Millisecond
+		c.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	})
 	for range 2 {
 		w.attest(w.newTPM(), attestOptions{})
@@ -274,6 +278,9 @@ func TestAttestationsOfOneAddressAreLimited(t *testing.T) {
 	}
 	// It keeps nobody else's calls waiting.
 	bundleOf(t, w.dialTCP(nil))
+	if n := w.srv.Counters()["attest_refused/resource_exhausted"]; n != 1 || strings.Contains(log.String(), "node attestation failed") {
+		t.Errorf("%d counted; a flood fills the log:\n%s", n, log.String())
+	}
 }
 
 func TestStalledAttestationEnds(t *testing.T) {
@@ -294,11 +301,11 @@ func TestAttestAgentOfAnotherType(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data: &types.AttestationData{Type: "join_token", Payload: []byte("x")}, Params: &agentv1.AgentX509SVIDParams{Csr: []byte("x")},
+		Data: &types.AttestationData{Type: "join_token" + strings.Repeat("x", 1<<20), Payload: []byte("x")}, Params: &agentv1.AgentX509SVIDParams{Csr: []byte("x")},
 	}}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Recv(); status.Code(err) != codes.FailedPrecondition {
+	if _, err := stream.Recv(); status.Code(err) != codes.FailedPrecondition || len(err.Error()) > 500 {
 		t.Fatal(err)
 	}
 }
