@@ -80,7 +80,7 @@ func TestUnknownWorkloadKnocks(t *testing.T) {
 		t.Fatalf("without an entry: %v", err)
 	}
 	msg := status.Convert(err).Message()
-	if !strings.Contains(msg, "rootlink-server entry create") || !strings.Contains(msg, selfHash(t)) || !strings.Contains(msg, testAgent) {
+	if !strings.Contains(msg, "rootlink-server entry create") || !strings.Contains(msg, selfHash(t)) || !strings.Contains(msg, selfUID()) || !strings.Contains(msg, testAgent) {
 		t.Errorf("refusal does not say what to register: %s", msg)
 	}
 	s.addEntry("/new", selfHash(t))

@@ -126,9 +126,11 @@ func noIdentity(v *identity.View, selectors []string, step bool) error {
 }
 
 // entryCreate is the command line that registers what was measured: the hashes
-// that say which program it is, and no more than needed.
+// that say which program it is, and no more than needed. For a workload that
+// includes its user: others on the node could run the same file, or have a
+// program of their own shown as it (docs/plugin-binary.md).
 func entryCreate(v *identity.View, selectors []string, step bool, name string) string {
-	kind, want := "workload", []string{attest.SelectorExecutable}
+	kind, want := "workload", []string{attest.SelectorExecutable, "binary:uid:"}
 	if step {
 		kind, want = "step", []string{attest.SelectorTool, attest.SelectorRecorder, attest.SelectorUnprotectedRecorder}
 	}
