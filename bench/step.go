@@ -31,21 +31,27 @@ func (b *bench) enrolStep(ctx context.Context) error {
 }
 
 // runStep runs `rootlink run` of true in the world's directory.
-func (b *bench) runStep(ctx context.Context, args ...string) (took time.Duration, peak int64, err error) {
+func (b *bench) runStep(ctx context.Context, args ...string) (*run, error) {
 	t, err := tool()
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
 	args = append(append([]string{"run", "--step", "bench", "--bundle-out", b.path("step.sigstore.json")}, args...), "--", t)
 	return timed(exec.CommandContext(ctx, b.program("rootlink"), args...), b.dir, "SPIFFE_ENDPOINT_SOCKET=unix://"+b.socket())
 }
 
-// timed runs a command and returns its time and its peak RSS in bytes.
-func timed(c *exec.Cmd, dir string, env ...string) (time.Duration, int64, error) {
+// run is how a command went.
+type run struct {
+	took time.Duration
+	cpu  time.Duration // of itself and what it waited for
+	peak int64         // resident bytes
+}
+
+func timed(c *exec.Cmd, dir string, env ...string) (*run, error) {
 	c.Dir, c.Env = dir, append(os.Environ(), env...)
 	stderr, err := os.CreateTemp(dir, "stderr")
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
 	defer os.Remove(stderr.Name())
 	defer stderr.Close()
@@ -55,9 +61,10 @@ func timed(c *exec.Cmd, dir string, env ...string) (time.Duration, int64, error)
 	took := time.Since(start)
 	if err != nil {
 		text, _ := os.ReadFile(stderr.Name())
-		return 0, 0, fmt.Errorf("%s: %w\n%s", c.Path, err, text)
+		return nil, fmt.Errorf("%s: %w\n%s", c.Path, err, text)
 	}
-	return took, c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
+	p := c.ProcessState
+	return &run{took: took, cpu: p.UserTime() + p.SystemTime(), peak: p.SysUsage().(*syscall.Rusage).Maxrss << 10}, nil
 }
 
 // stepCosts: `rootlink run -- true` and `true`, in turns.
@@ -70,26 +77,28 @@ func stepCosts(ctx context.Context, b *bench) error {
 		return err
 	}
 	const n = 60
-	var more, alone, empty samples
+	var more, alone, empty, cpu samples
 	for i := range n + 3 {
-		with, _, err := b.runStep(ctx, "--products", "product")
+		with, err := b.runStep(ctx, "--products", "product")
 		if err != nil {
 			return err
 		}
-		without, _, err := timed(exec.CommandContext(ctx, t), b.dir)
+		without, err := timed(exec.CommandContext(ctx, t), b.dir)
 		if err != nil {
 			return err
 		}
-		start, _, err := timed(exec.CommandContext(ctx, b.program("rootlink"), "--version"), b.dir)
+		start, err := timed(exec.CommandContext(ctx, b.program("rootlink"), "--version"), b.dir)
 		if err != nil {
 			return err
 		}
 		if i < 3 { // the agent has to hash both programs once
 			continue
 		}
-		more, alone, empty = append(more, with-without), append(alone, without), append(empty, start)
+		more, alone, empty = append(more, with.took-without.took), append(alone, without.took), append(empty, start.took)
+		cpu = append(cpu, with.cpu)
 	}
 	b.out.most("rootlink run -- true, more than true", more, 30*time.Millisecond,
-		fmt.Sprintf("true: %s; rootlink --version, of which a run starts two: %s", short(alone.median()), short(empty.median())))
+		fmt.Sprintf("true alone: %s; rootlink --version, and a run starts itself twice: %s; CPU time of a run: %s",
+			short(alone.median()), short(empty.median()), short(cpu.median())))
 	return nil
 }

@@ -15,22 +15,50 @@ import (
 // table prints lines as they are measured.
 type table struct{ w io.Writer }
 
-var columns = []int{50, 36, 17, 0}
+// columns are the widths of all but the last, which wraps at lastColumn.
+var columns = []int{46, 36, 16}
+
+const lastColumn = 60
 
 func (t *table) head() {
 	t.line("figure", "measured", "target", "beside it")
-	t.line(strings.Repeat("-", columns[0]), strings.Repeat("-", columns[1]), strings.Repeat("-", columns[2]), strings.Repeat("-", 30))
+	t.line(strings.Repeat("-", columns[0]), strings.Repeat("-", columns[1]), strings.Repeat("-", columns[2]), strings.Repeat("-", lastColumn))
 }
 
-func (t *table) line(cells ...string) {
+func (t *table) line(figure, measured, target, beside string) {
+	words := wrap(beside, lastColumn)
+	t.row(figure, measured, target, words[0])
+	for _, more := range words[1:] {
+		t.row("", "", "", more)
+	}
+}
+
+func (t *table) row(cells ...string) {
 	var b strings.Builder
 	for i, c := range cells {
 		b.WriteString(c)
-		if i < len(cells)-1 {
+		if i < len(columns) {
 			b.WriteString(strings.Repeat(" ", max(1, columns[i]+2-utf8.RuneCountInString(c))))
 		}
 	}
 	fmt.Fprintln(t.w, strings.TrimRight(b.String(), " "))
+}
+
+// wrap breaks text into lines of at most n characters, at least one line.
+func wrap(text string, n int) []string {
+	lines := []string{""}
+	for _, word := range strings.Fields(text) {
+		last := &lines[len(lines)-1]
+		switch {
+		case *last == "":
+			*last = word
+		case utf8.RuneCountInString(*last)+1+utf8.RuneCountInString(word) <= n:
+			*last += " " + word
+		default:
+			lines = append(lines, word)
+		}
+	}
+	return lines
 }
 
 // most prints a figure that should not exceed target; a target of 0 is none.

@@ -30,7 +30,7 @@ func (b *bench) judged(ctx context.Context) (*judged, error) {
 	if err := b.enrolStep(ctx); err != nil {
 		return nil, err
 	}
-	if _, _, err := b.runStep(ctx, "--products", "product"); err != nil {
+	if _, err := b.runStep(ctx, "--products", "product"); err != nil {
 		return nil, err
 	}
 	export := exec.CommandContext(ctx, b.program("rootlink-server"), "trust", "export", "--out", b.path("trust.json"), "--admin-socket", b.path("admin.sock"))
