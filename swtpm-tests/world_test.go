@@ -199,10 +199,12 @@ func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	if was := ts.Getenv("SERVER"); was != "" {
 		listen = was
 	}
-	argv := append([]string{"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
+	argv := append([]string{
+		"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
 		"--listen", listen, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug",
 		// Stories attest more often than a machine does.
-		"--attest-rate", "100", "--attest-burst", "100"}, args[1:]...)
+		"--attest-rate", "100", "--attest-burst", "100",
+	}, args[1:]...)
 	d := w.start(ts, "server", argv)
 	address := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(d.readyLine(ts))
 	if address == "" {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -129,7 +130,7 @@ func readSVIDs(resp *workloadpb.X509SVIDResponse, dir string) ([]svidView, error
 				{"svid.%d.pem", []byte(strings.Join(v.Chain, "")), 0o644},
 			} {
 				path := filepath.Join(dir, fmt.Sprintf(f.name, i))
-				if err := cli.WriteFile(path, f.data, f.perm); err != nil {
+				if err := files.Write(path, f.data, f.perm); err != nil {
 					return nil, err
 				}
 				v.Files = append(v.Files, path)

@@ -109,7 +109,7 @@ func policySet(at *location) *cobra.Command {
 	}
 	c.Flags().BoolVar(&replace, "replace", false, "make a new revision of a policy that exists")
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, args []string) error {
-		b, err := cli.ReadFile(args[0], maxPolicyFile)
+		b, err := cli.ReadInput(args[0], maxPolicyFile)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/link"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
@@ -52,7 +53,7 @@ func trustExport(at *location) *cobra.Command {
 			req.LayoutKeys = append(req.LayoutKeys, key)
 		}
 		if revocations != "" {
-			b, err := cli.ReadFile(revocations, link.MaxRevocations)
+			b, err := cli.ReadInput(revocations, link.MaxRevocations)
 			if err != nil {
 				return err
 			}
@@ -73,7 +74,7 @@ func trustExport(at *location) *cobra.Command {
 			return err
 		}
 		// World-readable: it holds nothing secret and verifiers need it.
-		if err := cli.WriteFile(out, r.Document, 0o644); err != nil {
+		if err := files.Write(out, r.Document, 0o644); err != nil {
 			return err
 		}
 		return emit(c, struct {
@@ -99,7 +100,7 @@ func readLayoutKey(s string) (*adminv1.LayoutKey, error) {
 		path = s
 		name = strings.TrimSuffix(filepath.Base(s), filepath.Ext(s))
 	}
-	b, err := cli.ReadFile(path, maxKeyFile)
+	b, err := cli.ReadInput(path, maxKeyFile)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 func x509Command(at *location) *cobra.Command {
@@ -86,7 +87,7 @@ func x509Mint(at *location) *cobra.Command {
 			return fmt.Errorf("the server sent no certificate")
 		}
 		out := mintJSON{SPIFFEID: idString(sid), ExpiresAt: when(r.Svid.ExpiresAt)}
-		files := []struct {
+		outs := []struct {
 			name string
 			data []byte
 			mode os.FileMode
@@ -98,7 +99,7 @@ func x509Mint(at *location) *cobra.Command {
 			{"bundle.pem", certPEM(bundle...), 0o644, &out.Bundle},
 		}
 		if dir == "" {
-			for _, f := range files {
+			for _, f := range outs {
 				*f.to = string(f.data)
 			}
 			return emit(c, out, func(w io.Writer) error {
@@ -109,9 +110,9 @@ func x509Mint(at *location) *cobra.Command {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
-		for _, f := range files {
+		for _, f := range outs {
 			*f.to = filepath.Join(dir, f.name)
-			if err := cli.WriteFile(*f.to, f.data, f.mode); err != nil {
+			if err := files.Write(*f.to, f.data, f.mode); err != nil {
 				return err
 			}
 		}

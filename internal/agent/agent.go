@@ -15,12 +15,12 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/sys/unix"
 
 	"github.com/rootlink/rootlink/internal/agent/endpoint"
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/agent/upstream"
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Config says how to run an agent. It is checked by New.
@@ -193,16 +193,12 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	if st.Mode().Perm()&0o022 != 0 {
 		return nil, cli.Hint(fmt.Errorf("data directory %s is writable for others, who could replace the saved trust bundle", dir), "chmod 0700 "+dir)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := files.Lock(filepath.Join(dir, "agent.lock"))
+	if errors.Is(err, files.ErrLocked) {
+		return nil, cli.Hint(fmt.Errorf("data directory %s is in use by another agent", dir), "stop the other agent, or give this one another --data-dir and TPM")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, cli.Hint(fmt.Errorf("data directory %s is in use by another agent", dir), "stop the other agent, or give this one another --data-dir and TPM")
-		}
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return func() { f.Close() }, nil // closing releases the lock
 }

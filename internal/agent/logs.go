@@ -6,7 +6,7 @@ import (
 	"crypto/subtle"
 
 	"github.com/rootlink/rootlink/internal/agent/endpoint"
-	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -28,7 +28,7 @@ func readLog(path string, want *attest.TypedDigest, limit int64) []byte {
 	if path == "" || want == nil {
 		return nil
 	}
-	b, err := cli.ReadFile(path, limit)
+	b, err := files.Read(path, limit)
 	if err != nil {
 		return nil
 	}

@@ -13,15 +13,15 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Names of the files in a data directory.
 const (
 	CertFile = "attestation-ca.crt"
 	KeyFile  = "attestation-ca.key"
+	lockFile = "attestation-ca.lock"
 )
 
 // maxFile bounds a PEM file in bytes.
@@ -33,11 +33,11 @@ func LoadOrCreate(dir string, now time.Time) (*CA, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("attestation CA: %w", err)
 	}
-	unlock, err := lock(dir)
+	lock, err := files.LockWait(filepath.Join(dir, lockFile))
 	if err != nil {
-		return nil, fmt.Errorf("attestation CA: lock %s: %w", dir, err)
+		return nil, fmt.Errorf("attestation CA: %w", err)
 	}
-	defer unlock()
+	defer lock.Close()
 
 	certPath, keyPath := filepath.Join(dir, CertFile), filepath.Join(dir, KeyFile)
 	haveCert, err := exists(certPath)
@@ -103,7 +103,7 @@ func createKey(path string) error {
 	if err != nil {
 		return err
 	}
-	return cli.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return files.Write(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 func createCert(certPath, keyPath string, now time.Time) error {
@@ -115,7 +115,7 @@ func createCert(certPath, keyPath string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return cli.WriteFile(certPath, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644)
+	return files.Write(certPath, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644)
 }
 
 func readKey(path string) (*ecdsa.PrivateKey, error) {
@@ -126,7 +126,7 @@ func readKey(path string) (*ecdsa.PrivateKey, error) {
 	if mode := st.Mode().Perm(); mode&0o007 != 0 {
 		return nil, cli.Hint(fmt.Errorf("key file %s is open to every user (mode %04o)", path, mode), "chmod 600 "+path)
 	}
-	b, err := cli.ReadFile(path, maxFile)
+	b, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func readKey(path string) (*ecdsa.PrivateKey, error) {
 }
 
 func readChain(path string) ([]*x509.Certificate, error) {
-	b, err := cli.ReadFile(path, maxFile)
+	b, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -199,19 +199,6 @@ func exists(path string) (bool, error) {
 	default:
 		return false, err
 	}
-}
-
-// lock takes an advisory lock on the directory itself, which leaves no file behind.
-func lock(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
-		d.Close()
-		return nil, err
-	}
-	return func() { d.Close() }, nil
 }
 
 // Check says whether LoadOrCreate would work, and writes nothing.

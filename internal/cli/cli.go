@@ -1,5 +1,5 @@
 // Package cli holds what the three programs share at their edge: exit codes,
-// the "hint:" line, the --output flag and writing a file in one step.
+// the "hint:" line, the --output flag and the way to a daemon's socket.
 package cli
 
 import (
@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 	"unicode"
+
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Exit codes that scripts may rely on.
@@ -174,4 +177,13 @@ func PrintJSON(w io.Writer, v any) error {
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
+}
+
+// ReadInput reads a file that a person named, at most limit bytes of it. "-" is
+// standard input.
+func ReadInput(path string, limit int64) ([]byte, error) {
+	if path == "-" {
+		return files.ReadAll(os.Stdin, "standard input", limit)
+	}
+	return files.Read(path, limit)
 }

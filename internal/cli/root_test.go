@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -96,81 +95,6 @@ func TestHintSurvivesWrapping(t *testing.T) {
 	}
 	if Hint(nil, "x") != nil || Fail(1, nil, "") != nil {
 		t.Error("nil did not stay nil")
-	}
-}
-
-func names(t *testing.T, dir string) (out []string) {
-	t.Helper()
-	es, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range es {
-		out = append(out, e.Name())
-	}
-	return out
-}
-
-func TestWriteFileReplacesWholeOrNotAtAll(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "out")
-	if err := WriteFile(path, []byte("one"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := Create(path, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(f, "half"); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil { // an interrupted writer's deferred Close
-		t.Fatal(err)
-	}
-	if b, _ := os.ReadFile(path); string(b) != "one" {
-		t.Errorf("content %q after an abandoned write", b)
-	}
-	if got := names(t, dir); len(got) != 1 {
-		t.Errorf("left behind: %v", got)
-	}
-	if st, _ := os.Stat(path); st.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v", st.Mode())
-	}
-}
-
-func TestWriteFileKeepsDevicesAndLinks(t *testing.T) {
-	if err := WriteFile("/dev/null", []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if st, err := os.Stat("/dev/null"); err != nil || st.Mode()&os.ModeCharDevice == 0 {
-		t.Fatalf("/dev/null is now %v, %v", st, err)
-	}
-	dir := t.TempDir()
-	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
-	if err := errors.Join(os.WriteFile(target, nil, 0o600), os.Symlink(target, link)); err != nil {
-		t.Fatal(err)
-	}
-	if err := WriteFile(link, []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if b, _ := os.ReadFile(target); string(b) != "x" {
-		t.Error("the link was replaced and its target left as it was")
-	}
-	if err := WriteFile(dir, nil, 0o600); err == nil {
-		t.Error("a directory was written over")
-	}
-}
-
-func TestReadFileLimit(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	if err := os.WriteFile(path, make([]byte, 11), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ReadFile(path, 10); err == nil {
-		t.Error("11 bytes passed a limit of 10")
-	}
-	if b, err := ReadFile(path, 11); err != nil || len(b) != 11 {
-		t.Error(len(b), err)
 	}
 }
 

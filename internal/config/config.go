@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 const maxFile = 1 << 20 // bytes
@@ -60,7 +61,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.Path, e.Line,
 // Load reads a file. A file that cannot be read is an I/O error; whatever is
 // wrong inside it is a usage error that names the line.
 func Load(path string) (*File, error) {
-	b, err := cli.ReadFile(path, maxFile)
+	b, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, cli.Fail(cli.ExitInternal, err, "check the path given with --config")
 	}

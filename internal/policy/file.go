@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -63,7 +63,7 @@ func Parse(b []byte) ([]attest.PCRPolicy, error) {
 
 // ReadFile is Parse of a file.
 func ReadFile(path string) ([]attest.PCRPolicy, error) {
-	b, err := cli.ReadFile(path, maxFile)
+	b, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("PCR policies: %w", err)
 	}

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -41,7 +41,7 @@ func (r *state) write(s *Signed) error {
 			return err
 		}
 	}
-	if err := cli.WriteFile(out, b, 0o644); err != nil {
+	if err := files.Write(out, b, 0o644); err != nil {
 		return err
 	}
 	r.say("%s signed by %s", out, s.SPIFFEID)
@@ -58,7 +58,7 @@ func writeLog(path string, d *attest.TypedDigest, data []byte) error {
 	if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() && st.Size() == int64(len(data)) {
 		return nil
 	}
-	return cli.WriteFile(path, data, 0o644)
+	return files.Write(path, data, 0o644)
 }
 
 // writeUnsigned writes the bare statement, never under a bundle's name.
@@ -67,7 +67,7 @@ func (r *state) writeUnsigned(p *link.Prepared) error {
 	if r.BundleOut != "" {
 		out = r.BundleOut + ".unsigned"
 	}
-	if err := cli.WriteFile(out, append(p.Payload(), '\n'), 0o644); err != nil {
+	if err := files.Write(out, append(p.Payload(), '\n'), 0o644); err != nil {
 		return err
 	}
 	r.say("%s is NOT signed", out)

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Errors of the data directory and the admin socket that callers branch on.
@@ -54,24 +54,19 @@ func openDataDir(path string) (*dataDir, error) {
 	if fi.Mode().Perm()&0o022 != 0 {
 		return nil, fmt.Errorf("data directory %s has mode %04o: %w", path, fi.Mode().Perm(), ErrShared)
 	}
-	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := files.Lock(filepath.Join(path, "lock"))
+	if errors.Is(err, files.ErrLocked) {
+		return nil, fmt.Errorf("data directory %s: %w", path, ErrInUse)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("data directory %s: %w", path, ErrInUse)
-		}
-		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
 	return &dataDir{path, f}, nil
 }
 
 func (d *dataDir) file(name string) string { return filepath.Join(d.path, name) }
 
-// Close unlocks the directory. The lock file stays: removing it would let two
-// servers lock two different files of one name.
+// Close unlocks the directory.
 func (d *dataDir) Close() error { return d.lock.Close() }
 
 func ownedByUs(path string, fi os.FileInfo) error {
@@ -97,11 +92,14 @@ func (d *dataDir) makeKey(name string) (*ecdsa.PrivateKey, error) {
 		return nil, err
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := d.writeNew(name, text); err != nil {
+	if err := files.WriteNew(d.file(name), text, 0o600); err != nil {
 		return nil, fmt.Errorf("store key %s: %w", name, err)
 	}
 	return key, nil
 }
+
+// maxKeyFile bounds a key file in bytes.
+const maxKeyFile = 64 << 10
 
 // readKey reads a key that makeKey stored.
 func (d *dataDir) readKey(name string) (*ecdsa.PrivateKey, error) {
@@ -116,7 +114,7 @@ func (d *dataDir) readKey(name string) (*ecdsa.PrivateKey, error) {
 	if err := ownedByUs(path, fi); err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(path)
+	text, err := files.Read(path, maxKeyFile)
 	if err != nil {
 		return nil, err
 	}
@@ -133,36 +131,4 @@ func (d *dataDir) readKey(name string) (*ecdsa.PrivateKey, error) {
 		return nil, fmt.Errorf("key file %s holds no ECDSA P-256 key", path)
 	}
 	return key, nil
-}
-
-// writeNew writes a file that does not exist yet: all of it under its name, or
-// nothing.
-func (d *dataDir) writeNew(name string, data []byte) error {
-	f, err := os.CreateTemp(d.path, "."+name+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // its second name, once linked
-	defer f.Close()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	// A link fails where a rename would replace: no key is ever overwritten.
-	if err := os.Link(f.Name(), d.file(name)); err != nil {
-		return err
-	}
-	return d.sync()
-}
-
-// sync makes the directory's names durable.
-func (d *dataDir) sync() error {
-	f, err := os.Open(d.path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

@@ -35,7 +35,8 @@ func TestRefusesOversizedKeyInCSR(t *testing.T) {
 		Signature asn1.BitString
 	}{
 		request{Subject: asn1.RawValue{FullBytes: []byte{0x30, 0}}, Key: asn1.RawValue{FullBytes: spki}},
-		sha256WithRSA, asn1.BitString{Bytes: make([]byte, len(modulus)), BitLength: 8 * len(modulus)},
+		sha256WithRSA,
+		asn1.BitString{Bytes: make([]byte, len(modulus)), BitLength: 8 * len(modulus)},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -41,11 +42,24 @@ type akFile struct {
 func (d *Device) akPath() string     { return filepath.Join(d.opts.DataDir, akFileName) }
 func (d *Device) akCertPath() string { return filepath.Join(d.opts.DataDir, akCertFileName) }
 
+// lockDataDir makes the directory if needed and locks it for the life of the
+// returned file.
+func lockDataDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := files.Lock(filepath.Join(dir, "tpm.lock"))
+	if errors.Is(err, files.ErrLocked) {
+		return nil, fmt.Errorf("%w: %s", ErrDataDirLocked, dir)
+	}
+	return f, err
+}
+
 var errBadAKFile = errors.New("attestation key file is damaged")
 
 // loadAKFile returns nil when there is no file.
 func loadAKFile(path string) (*akFile, error) {
-	b, err := readFile(path, maxAKFile)
+	b, err := files.Read(path, maxAKFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -75,7 +89,7 @@ func (f *akFile) save(path string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, append(b, '\n'))
+	return files.Write(path, append(b, '\n'), 0o600)
 }
 
 func nameOf(public []byte) ([]byte, error) {
@@ -108,7 +122,7 @@ func (d *Device) StoreAKCertificate(ak *AK, chain [][]byte) error {
 			return err
 		}
 	}
-	return writeFile(d.akCertPath(), b.Bytes())
+	return files.Write(d.akCertPath(), b.Bytes(), 0o600)
 }
 
 // AKCertificate returns the stored certificate of ak and the CA certificates
@@ -117,7 +131,7 @@ func (d *Device) AKCertificate(ak *AK) ([][]byte, error) {
 	if d.opts.DataDir == "" {
 		return nil, ErrNoDataDir
 	}
-	b, err := readFile(d.akCertPath(), attest.MaxChain*2*attest.MaxCertificate)
+	b, err := files.Read(d.akCertPath(), attest.MaxChain*2*attest.MaxCertificate)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNoAKCertificate
 	}

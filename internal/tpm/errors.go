@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Outcomes a caller branches on. Each is wrapped with what happened; Hint turns
@@ -48,7 +50,7 @@ var (
 	// it is for another EK or another AK.
 	ErrCredential = errors.New("credential is not for this TPM's EK and AK")
 	// ErrTooLarge means that something read from the host or TPM exceeds its limit.
-	ErrTooLarge = errors.New("over the size limit")
+	ErrTooLarge = files.ErrTooLarge
 )
 
 // connError is a failure of the connection, not of the TPM: the command may be

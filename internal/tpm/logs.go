@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -21,7 +22,7 @@ func ReadEventLog(path string) ([]byte, error) { return readLog(path, attest.Max
 func ReadIMALog(path string) ([]byte, error) { return readLog(path, attest.MaxIMALog) }
 
 func readLog(path string, limit int64) ([]byte, error) {
-	b, err := readFile(path, limit)
+	b, err := files.Read(path, limit)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/spf13/cobra"
 
-	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -34,7 +34,7 @@ func (in *inspected) extract(cmd *cobra.Command, dir string) error {
 		return err
 	}
 	for _, p := range parts {
-		if err := cli.WriteFile(filepath.Join(dir, p.name), p.data, 0o644); err != nil {
+		if err := files.Write(filepath.Join(dir, p.name), p.data, 0o644); err != nil {
 			return err
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s\n", filepath.Join(dir, p.name))

@@ -19,7 +19,7 @@ import (
 )
 
 func readTrust(path string, revocations []string) (*link.Trust, error) {
-	raw, err := cli.ReadFile(path, link.MaxTrust)
+	raw, err := cli.ReadInput(path, link.MaxTrust)
 	if err != nil {
 		return nil, err
 	}
@@ -28,7 +28,7 @@ func readTrust(path string, revocations []string) (*link.Trust, error) {
 		return nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", path, err), "export it again: rootlink-server trust export")
 	}
 	for _, name := range revocations {
-		raw, err := cli.ReadFile(name, link.MaxRevocations)
+		raw, err := cli.ReadInput(name, link.MaxRevocations)
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +114,7 @@ func readBundle(name string) ([]byte, error) {
 			return nil, nil
 		}
 	}
-	raw, err := cli.ReadFile(name, link.MaxBundle)
+	raw, err := cli.ReadInput(name, link.MaxBundle)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,7 @@ func findEventLog(bundle string, raw []byte) ([]byte, error) {
 		return nil, nil
 	}
 	path := filepath.Join(filepath.Dir(bundle), name)
-	log, err := cli.ReadFile(path, attest.MaxEventLog)
+	log, err := cli.ReadInput(path, attest.MaxEventLog)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -57,7 +57,7 @@ type inspected struct {
 var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json")
 
 func inspect(cmd *cobra.Command, name, extract string) error {
-	raw, err := cli.ReadFile(name, link.MaxBundle)
+	raw, err := cli.ReadInput(name, link.MaxBundle)
 	if err != nil {
 		return err
 	}

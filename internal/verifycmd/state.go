@@ -8,9 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -53,7 +52,7 @@ func openState(path string, trust *link.Trust) (*state, error) {
 			return nil, cli.Hint(err, other)
 		}
 	}
-	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	lock, err := files.LockWait(path + ".lock")
 	if err != nil {
 		return nil, cli.Hint(err, other)
 	}
@@ -66,10 +65,7 @@ func openState(path string, trust *link.Trust) (*state, error) {
 }
 
 func (s *state) load() error {
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("locking %s: %w", s.path, err)
-	}
-	raw, err := cli.ReadFile(s.path, maxState)
+	raw, err := files.Read(s.path, maxState)
 	if errors.Is(err, fs.ErrNotExist) {
 		s.file = stateFile{Format: stateFormat, Version: 1, Serials: map[string]uint64{}}
 		return nil
@@ -99,7 +95,7 @@ func (s *state) remember(serial uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := cli.WriteFile(s.path, append(raw, '\n'), 0o600); err != nil {
+	if err := files.Write(s.path, append(raw, '\n'), 0o600); err != nil {
 		return cli.Hint(fmt.Errorf("remembering the serial of trust.json: %w", err), "choose a place for it with --trust-state FILE")
 	}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,7 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Source is where an agent that knows no authority yet learns them: a PEM file
@@ -33,7 +32,7 @@ type Source interface {
 	Fingerprint() [32]byte
 }
 
-// maxSaved bounds the saved bundle in bytes.
+// maxSaved bounds a bundle in bytes, the saved one and the PEM file.
 const maxSaved = 1 << 20
 
 // savedName is the bundle's file in the data directory.
@@ -63,14 +62,12 @@ type saved struct {
 // NewTrust loads what dir holds for td, if it began with the same source.
 func NewTrust(td spiffeid.TrustDomain, dir string, source Source) (*Trust, error) {
 	t := &Trust{td: td, file: filepath.Join(dir, savedName), source: source}
-	b, err := os.ReadFile(t.file)
+	b, err := files.Read(t.file, maxSaved)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return t, nil
 	case err != nil:
 		return nil, fmt.Errorf("saved bundle: %w", err)
-	case len(b) > maxSaved:
-		return nil, fmt.Errorf("saved bundle %s is over %d bytes", t.file, maxSaved)
 	}
 	var s saved
 	if err := json.Unmarshal(b, &s); err != nil {
@@ -168,7 +165,7 @@ func (t *Trust) Set(as []*x509.Certificate, now time.Time) (changed bool, err er
 	if err != nil {
 		return true, err
 	}
-	if err := cli.WriteFile(t.file, b, 0o600); err != nil {
+	if err := files.Write(t.file, b, 0o600); err != nil {
 		return true, fmt.Errorf("save bundle: %w", err)
 	}
 	return true, nil
@@ -192,7 +189,7 @@ type PEMFile string
 
 // Authorities reads every CERTIFICATE block; anything else is an error.
 func (f PEMFile) Authorities(context.Context) ([]*x509.Certificate, error) {
-	b, err := os.ReadFile(string(f))
+	b, err := files.Read(string(f), maxSaved)
 	if err != nil {
 		return nil, fmt.Errorf("trust bundle: %w", err)
 	}
@@ -205,7 +202,7 @@ func (f PEMFile) Authorities(context.Context) ([]*x509.Certificate, error) {
 
 // Fingerprint is over the file's contents.
 func (f PEMFile) Fingerprint() [32]byte {
-	b, err := os.ReadFile(string(f))
+	b, err := files.Read(string(f), maxSaved)
 	if err != nil {
 		// Authorities says what is wrong with the file.
 		return [32]byte{}
@@ -214,9 +211,6 @@ func (f PEMFile) Fingerprint() [32]byte {
 }
 
 func parsePEM(b []byte) ([]*x509.Certificate, error) {
-	if len(b) > maxSaved {
-		return nil, fmt.Errorf("over %d bytes", maxSaved)
-	}
 	var as []*x509.Certificate
 	for {
 		block, rest := pem.Decode(b)

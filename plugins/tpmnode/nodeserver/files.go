@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -62,7 +63,7 @@ func addRoots(r *attest.EKRoots, path string) error {
 }
 
 func addRootFile(r *attest.EKRoots, path string) error {
-	b, err := cli.ReadFile(path, maxRootFile)
+	b, err := files.Read(path, maxRootFile)
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func readHashes(key, path string) (map[[32]byte]bool, error) {
 	if path == "" {
 		return out, nil
 	}
-	b, err := cli.ReadFile(path, maxHashFile)
+	b, err := files.Read(path, maxHashFile)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}
@@ -150,7 +151,7 @@ func openPins(path string) (*filePins, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return p, nil
 	}
-	b, err := cli.ReadFile(path, maxPinsFile)
+	b, err := files.Read(path, maxPinsFile)
 	if err != nil {
 		return nil, fmt.Errorf("pins: %w", err)
 	}
@@ -212,7 +213,7 @@ func (p *filePins) set(m map[string]string, k, v string) error {
 	m[k] = v
 	b, err := json.MarshalIndent(p.data, "", "  ")
 	if err == nil {
-		err = cli.WriteFile(p.path, append(b, '\n'), 0o600)
+		err = files.Write(p.path, append(b, '\n'), 0o600)
 	}
 	if err != nil {
 		if delete(m, k); known {
