@@ -1,6 +1,7 @@
 package stories
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -166,4 +167,19 @@ func (w *world) cmdMaker(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("usage: maker other|own")
 	}
+}
+
+// splice ONE TWO OUT: ONE's signed statement with TWO's certificate, and so
+// with the evidence of TWO.
+func cmdSplice(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: splice ONE TWO OUT")
+	}
+	var one, two map[string]json.RawMessage
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &one))
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &two))
+	one["verificationMaterial"] = two["verificationMaterial"]
+	out, err := json.Marshal(one)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), out, 0o600))
 }

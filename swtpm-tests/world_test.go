@@ -109,6 +109,7 @@ func (w *world) commands() map[string]func(*testscript.TestScript, bool, []strin
 		"own":     cmdOwn,
 		"smallfs": cmdSmallFS,
 		"public":  cmdPublic,
+		"splice":  cmdSplice,
 		"maker":   w.cmdMaker,
 	}
 }
