@@ -143,6 +143,10 @@ func hint(f *link.Failure, err error) string {
 		return "export a new trust.json: rootlink-server trust export"
 	case "trust.serial":
 		return "use the newest trust.json; if the server was set up anew on purpose, name another --trust-state"
+	case "svid.profile":
+		return "is this the trust.json of the signer's trust domain? rootlink inspect shows who signed"
+	case "revocation":
+		return "do not use what it made; make it again with tools and machines that are trusted"
 	case "bundle.form":
 		return "see what is in it: rootlink inspect FILE"
 	case "svid.authority":
@@ -157,7 +161,7 @@ func hint(f *link.Failure, err error) string {
 		return "install rootlink setgid to its own group, or accept the unprotected recorder in the entry"
 	case "requirement.pcr_policy":
 		return "if the machine was updated on purpose, capture its new state: rootlink-server pcr-policy capture"
-	case "ek.inventory":
+	case "ek.inventory", "requirement.ek":
 		return "the machine is not one of those in trust.json: enrol it, or find out whose it is"
 	case "identity":
 		return "someone else signed: check --identity and the bundle"
@@ -168,5 +172,8 @@ func hint(f *link.Failure, err error) string {
 	case "artifact.subject":
 		return "the file was changed, or is not what this step made"
 	}
-	return ""
+	if errors.Is(err, link.ErrCrypto) {
+		return "the bundle was changed, or put together from others: get it again from where it was made"
+	}
+	return "docs/verify.md says what each check demands"
 }

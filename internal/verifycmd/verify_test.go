@@ -165,7 +165,7 @@ func TestRefusesBundleInPlaceOfTheArtifact(t *testing.T) {
 	}
 	d.write(t, "hello", raw)
 	for _, args := range [][]string{{bundleName, "hello"}, {"hello", bundleName}} {
-		if code, out, errOut := d.verify(t, args...); code != cli.ExitPolicy || !strings.Contains(errOut, "is not a subject of any link") {
+		if code, out, errOut := d.verify(t, args...); code != cli.ExitPolicy || !strings.Contains(errOut, "is not a subject of any link that verified") {
 			t.Errorf("%q: exit %d\n%s%s", args, code, out, errOut)
 		}
 	}

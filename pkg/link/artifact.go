@@ -36,7 +36,7 @@ func (a *ArtifactResult) match(links []LinkResult) (string, error) {
 		a.Matches = append(a.Matches, Match{Link: l.Name, Subject: prefix, Files: len(a.Files)})
 	}
 	if len(a.Matches) == 0 {
-		return "", fmt.Errorf("%s (%s) is not a subject of any link%s", a.Name, a.content(), near)
+		return "", fmt.Errorf("%s (%s) is not a subject of any link that verified%s", a.Name, a.content(), near)
 	}
 	return fmt.Sprintf("%s is subject %q of %s", a.Name, a.Matches[0].Subject, a.Matches[0].Link), nil
 }

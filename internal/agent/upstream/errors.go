@@ -119,3 +119,17 @@ func serverError(err error) error {
 	}
 	return e
 }
+
+// hint says what to do about a failed attestation, or "".
+func hint(err error) string {
+	if h, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](err); ok {
+		return h.Hint()
+	}
+	if errors.Is(err, ErrTrustKey) || isUnknownAuthority(err) {
+		return "the server at --server is not the one that the trust bundle or join line is from: correct the address, or copy the bundle or line again from the right server"
+	}
+	return ""
+}

@@ -98,11 +98,8 @@ func (n *Node) Run(ctx context.Context) error {
 		case err != nil:
 			d := jitter(wait, 0.2)
 			attrs := []any{"error", err, "retry_in", d.Round(time.Millisecond)}
-			if h, ok := errors.AsType[interface {
-				error
-				Hint() string
-			}](err); ok && h.Hint() != "" {
-				attrs = append(attrs, "hint", h.Hint())
+			if h := hint(err); h != "" {
+				attrs = append(attrs, "hint", h)
 			}
 			n.cfg.Log.Error("attestation failed", attrs...)
 			wait = min(2*wait, maxBackoff)
