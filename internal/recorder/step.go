@@ -282,6 +282,9 @@ func (r *state) after(materials *Recording) error {
 	ctx, stop := interruptible()
 	defer stop()
 	products, err := r.hash(ctx, "products", r.Products, materials)
+	if errors.Is(err, os.ErrNotExist) {
+		return cli.Hint(err, "the command did not make it there: check --products, which is relative to where rootlink runs")
+	}
 	if err != nil {
 		return err
 	}
@@ -382,7 +385,7 @@ func explain(err error) error {
 		return nil
 	}
 	if errors.Is(err, context.Canceled) {
-		return cli.Fail(130, errors.New("interrupted"), "")
+		return cli.Fail(130, errors.New("interrupted: nothing was signed"), "run it again")
 	}
 	code := cli.ExitRun
 	switch {

@@ -38,6 +38,8 @@ func main() {
 	case "server":
 		plugin, services := nodeserver.New(nodeserver.Options{}).Servers()
 		pluginmain.Serve(plugin, services...)
+	case "-h", "--help", "help":
+		fmt.Fprint(os.Stderr, usage)
 	default:
 		fmt.Fprintf(os.Stderr, "rootlink-tpmnode: unknown role %q\n%s", os.Args[1], usage)
 		os.Exit(2)

@@ -3,6 +3,9 @@
 package main
 
 import (
+	"fmt"
+	"os"
+
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
@@ -10,7 +13,25 @@ import (
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
 
+const usage = `usage: rootlink-workloadattestor
+
+This program is a plugin that SPIRE starts. In the agent's configuration:
+
+  WorkloadAttestor "binary" {
+    plugin_cmd  = "/path/to/rootlink-workloadattestor"
+    plugin_data { }
+  }
+`
+
 func main() {
+	// Nothing goes to stdout: the first line there is the handshake with SPIRE.
+	if len(os.Args) > 1 {
+		fmt.Fprint(os.Stderr, usage)
+		if a := os.Args[1]; a != "-h" && a != "--help" && a != "help" {
+			os.Exit(2)
+		}
+		return
+	}
 	p := binary.New()
 	pluginmain.Serve(
 		workloadattestorv1.WorkloadAttestorPluginServer(p),

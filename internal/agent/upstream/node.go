@@ -122,9 +122,13 @@ func (n *Node) Run(ctx context.Context) error {
 			return err
 		case why := <-n.reattest:
 			timer.Stop()
-			n.cfg.Log.Info("attesting again", "why", why)
+			var pause time.Duration
 			if why == whyRival {
-				if err := n.sleep(ctx, n.nextRivalWait()); err != nil {
+				pause = n.nextRivalWait()
+			}
+			n.cfg.Log.Info("attesting again", "why", why, "in", pause.Round(time.Second))
+			if pause > 0 {
+				if err := n.sleep(ctx, pause); err != nil {
 					return n.end(ctx, err)
 				}
 			}
