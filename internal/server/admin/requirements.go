@@ -10,6 +10,7 @@ import (
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
 
 // maxDepth bounds the way from an entry up to its node; SPIRE's own trees are
@@ -70,6 +71,10 @@ func (t tree) requirement(id string, entries []*store.Entry, known map[string]bo
 	for _, e := range entries {
 		usable := false
 		for _, n := range t.nodes(e, maxDepth) {
+			// An entry may ask something of its node itself.
+			if !n.add(nodeSelectors(e.Selectors)) {
+				continue // of a node that it can never have
+			}
 			usable = true
 			if i := slices.IndexFunc(n.policies, func(p string) bool { return !known[p] }); i >= 0 {
 				note("%s: PCR policy %q never existed, nothing is issued through it", id, n.policies[i])
@@ -165,21 +170,44 @@ func (t tree) nodes(e *store.Entry, depth int) (out []node) {
 			continue
 		}
 		var n node
-		for _, s := range p.Selectors {
-			name, isPolicy := strings.CutPrefix(s.Value, selPolicy)
-			ek, isEK := strings.CutPrefix(s.Value, selEK)
-			switch {
-			case s.Type != "tpmnode":
-				n.other = append(n.other, s.String())
-			case isPolicy:
-				n.policies = append(n.policies, name)
-			case isEK:
-				n.ek = ek
-			default:
-				n.other = append(n.other, s.String())
-			}
+		if n.add(p.Selectors) {
+			out = append(out, n)
 		}
-		out = append(out, n)
+	}
+	return out
+}
+
+// add narrows n to nodes that have these selectors, and reports whether there
+// can be any.
+func (n *node) add(selectors []store.Selector) bool {
+	for _, s := range selectors {
+		name, isPolicy := strings.CutPrefix(s.Value, selPolicy)
+		ek, isEK := strings.CutPrefix(s.Value, selEK)
+		switch {
+		case s.Type != wire.PluginName:
+			n.other = append(n.other, s.String())
+		case isPolicy:
+			if !slices.Contains(n.policies, name) {
+				n.policies = append(n.policies, name)
+			}
+		case isEK:
+			if n.ek != "" && n.ek != ek {
+				return false // no TPM has two
+			}
+			n.ek = ek
+		default:
+			n.other = append(n.other, s.String())
+		}
+	}
+	return true
+}
+
+// nodeSelectors are those of a workload's entry that are its node's.
+func nodeSelectors(in []store.Selector) (out []store.Selector) {
+	for _, s := range in {
+		if s.Type == wire.PluginName {
+			out = append(out, s)
+		}
 	}
 	return out
 }

@@ -85,6 +85,21 @@ func TestRequirements(t *testing.T) {
 			with(func(r *link.Requirement) { boot(r); r.EKs = []string{hexOf(3)} }), "",
 		},
 		{
+			"step that names its node's boot state itself",
+			[]*store.Entry{ent("/b", agent, append(sels("binary", toolA, recorder), sels("tpmnode", "pcr_policy:lab")...))},
+			with(func(r *link.Requirement) { boot(r); r.EKs = []string{hexOf(0xa0)} }), "",
+		},
+		{
+			"step that names its node's EK itself",
+			[]*store.Entry{lab, ent("/b", "/node/lab", append(sels("binary", toolA, recorder), sels("tpmnode", "ek:"+hexOf(3))...))},
+			with(func(r *link.Requirement) { boot(r); r.EKs = []string{hexOf(3)} }), "",
+		},
+		{
+			"step that names another EK than its node's",
+			[]*store.Entry{ent("/b", agent, append(sels("binary", toolA, recorder), sels("tpmnode", "ek:"+hexOf(3))...))},
+			nil, "no node known here",
+		},
+		{
 			"alias by a selector that evidence does not show",
 			[]*store.Entry{ent("/node/sb", "/spire/server", sels("tpmnode", "secure_boot:true", "pcr_policy:lab")), ent("/b", "/node/sb", sels("binary", toolA, recorder))},
 			with(boot), "tpmnode:secure_boot:true is checked at issuance only",
