@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/internal/recorder"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
@@ -243,9 +244,7 @@ func TestRefusesExecAfterConnect(t *testing.T) {
 // TestProtectedRecorder: installed setgid to the recorder group it is
 // protected, although it gave the group up before it started the tool.
 func TestProtectedRecorder(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to install a program setgid")
-	}
+	needs.Root(t)
 	const gid = 62817
 	s := newFakeServer(t)
 	s.start()

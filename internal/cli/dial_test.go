@@ -3,13 +3,14 @@ package cli
 import (
 	"errors"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/needs"
 )
 
 // listenAs binds path and listens with another uid, which needs root: the
@@ -43,9 +44,7 @@ func listenAs(t *testing.T, path string, uid uintptr) {
 // Whoever binds the admin socket's path first could hand a forged trust.json
 // to the person who asks the server for it.
 func TestRefusesASocketThatAnotherUserListensOn(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can listen as another user")
-	}
+	needs.Root(t)
 	path := filepath.Join(t.TempDir(), "s")
 	listenAs(t, path, 65534)
 	s := Socket{Path: path, Daemon: "prog-server", OwnOnly: true}

@@ -9,7 +9,7 @@ import (
 func TestGitState(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if g := gitState(t.Context()); g != nil {
-		t.Skipf("the temporary directory is in a git tree: %+v", g)
+		t.Fatalf("the temporary directory is in a git tree: %+v", g)
 	}
 	git := func(args ...string) {
 		t.Helper()

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/needs"
 )
 
 // As main does: see IsStub.
@@ -261,9 +263,7 @@ func TestToolInheritsNothingOfOurs(t *testing.T) {
 // A setgid recorder run by an ordinary user: the tool gets nothing of the group,
 // can be traced, and the recorder itself cannot.
 func TestSetgidRecorder(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it installs a setgid file")
-	}
+	needs.Root(t)
 	const group, user = 54321, 65534
 	dir, err := os.MkdirTemp("", "sg")
 	if err != nil {
@@ -358,7 +358,7 @@ func TestRefusesFileCapabilities(t *testing.T) {
 	// vfs_cap_data, revision 2, CAP_NET_RAW permitted and effective.
 	v := []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	if err := unix.Setxattr(p, "security.capability", v, 0); err != nil {
-		t.Skipf("setting file capabilities: %v", err)
+		needs.Missing(t, "setting file capabilities: %v", err)
 	}
 	if _, err := Lookup(p, nil); !errors.Is(err, ErrElevated) || Hint(err) == "" {
 		t.Errorf("%v", err)
@@ -382,7 +382,7 @@ func TestNotExecutable(t *testing.T) {
 func TestUnderStrace(t *testing.T) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
-		t.Skip("strace is not installed")
+		t.Fatal(err)
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
@@ -155,9 +156,7 @@ func TestBatchIsCutToFit(t *testing.T) {
 }
 
 func TestRefusesKeyFileOfSomebodyElse(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make files of others")
-	}
+	needs.Root(t)
 	w := newWorld(t, nil)
 	w.stop()
 	if err := os.Chown(filepath.Join(w.cfg.DataDir, "trust.key"), 65534, 65534); err != nil {

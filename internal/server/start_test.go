@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -42,9 +43,7 @@ func TestRefusesDataDirectoryInUse(t *testing.T) {
 }
 
 func TestRefusesSocketOrDirectoryOfSomebodyElse(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make files of others")
-	}
+	needs.Root(t)
 	w := newWorld(t, nil)
 	w.stop()
 	sock := filepath.Join(w.dir, "sock")

@@ -12,14 +12,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it mounts or makes namespaces")
-	}
-}
+	"github.com/rootlink/rootlink/internal/needs"
+)
 
 // holder starts a process that holds children as kinds says (see
 // holdChildren) and returns it as a peer.
@@ -114,12 +109,12 @@ func traced(t *testing.T, pid int, f func()) {
 		done <- onTracer(pid, f)
 	}()
 	if err := <-done; err != nil {
-		t.Skipf("ptrace: %v", err)
+		t.Fatalf("ptrace: %v", err)
 	}
 }
 
 func TestStoppedChildInChildPidNamespace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// The tool sees itself as pid 1; we see it under our own number.
 	caller, _ := holder(t, "t", "newpid")
 	child, err := StoppedChild(caller)
@@ -130,7 +125,7 @@ func TestStoppedChildInChildPidNamespace(t *testing.T) {
 }
 
 func TestRefusesStrangersPidNamespace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// The agent runs in a container, the caller on the host: the kernel has no
 	// number for the caller that means anything to the agent.
 	path := filepath.Join(t.TempDir(), "s")
@@ -147,7 +142,7 @@ func TestRefusesStrangersPidNamespace(t *testing.T) {
 }
 
 func TestRefusesProcOfAnotherPidNamespace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// The agent's /proc is the host's while its pids are the container's.
 	c := exec.Command(self(t))
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
@@ -174,7 +169,7 @@ func TestRecorderUnprotected(t *testing.T) {
 }
 
 func TestRefusesRecorderStartedUnderPtrace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	const group = 54321
 	l, path := listen(t)
 	c := exec.Command(self(t), path)
@@ -207,7 +202,7 @@ func TestRefusesRecorderStartedUnderPtrace(t *testing.T) {
 }
 
 func TestRefusesForgedRecorderByExec(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// Connect as oneself, then exec the genuine setgid recorder over oneself:
 	// the process has the group now, the connection was stamped without it.
 	const group = 54321
@@ -238,7 +233,7 @@ func TestRefusesForgedRecorderByExec(t *testing.T) {
 }
 
 func TestPathNotInPrivateMountNamespace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// In a mount namespace of its own a process can call its file what it likes.
 	exe := filepath.Join(t.TempDir(), "prog")
 	copyExe(t, exe)
@@ -298,13 +293,13 @@ func TestMemfdMeasuredNeverCached(t *testing.T) {
 func mount(t *testing.T, fstype, dir, opts string) {
 	t.Helper()
 	if err := unix.Mount(fstype, dir, fstype, 0, opts); err != nil {
-		t.Skipf("mounting %s: %v", fstype, err)
+		needs.Missing(t, "mounting %s: %v", fstype, err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
 func TestTmpfsAndOverlayNeverCached(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	base := t.TempDir()
 	mount(t, "tmpfs", base, "")
 	for _, d := range []string{"lower", "upper", "work", "merged"} {
@@ -337,7 +332,7 @@ func TestTmpfsAndOverlayNeverCached(t *testing.T) {
 }
 
 func TestRefusesOverlayOfAnotherUserNamespace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// In a user namespace of their own anybody can lay an overlay over a FUSE
 	// mount of theirs and change the file after it was measured.
 	base := t.TempDir()

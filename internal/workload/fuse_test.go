@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/needs"
 )
 
 // fuseServer is a FUSE file system with one file, "prog", of its own process:
@@ -144,7 +146,7 @@ func (s *fuseServer) answer(req []byte) {
 func fuse(t *testing.T, dir string) *role {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skipf("no FUSE: %v", err)
+		needs.Missing(t, "no FUSE: %v", err)
 	}
 	r := startRole(t, self(t), "fuse", dir, self(t))
 	r.wait(t, "ready")
@@ -153,7 +155,7 @@ func fuse(t *testing.T, dir string) *role {
 }
 
 func TestRefusesFUSE(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	dir := t.TempDir()
 	server := fuse(t, dir)
 	r := startRole(t, filepath.Join(dir, "prog"), "wait")
@@ -182,7 +184,7 @@ func TestRefusesFUSE(t *testing.T) {
 }
 
 func TestRefusesFUSEUnderOverlay(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	// Anybody can do this in a user namespace of their own: the overlay looks
 	// like any container's, and its file is what the FUSE server says it is.
 	base := t.TempDir()

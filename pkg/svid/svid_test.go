@@ -260,7 +260,7 @@ func TestRefusesRequests(t *testing.T) {
 	p256 := forge.P256(t).Public()
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
-		t.Skip(err) // a toolchain that makes no such key at all
+		t.Fatal(err)
 	}
 	ed, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

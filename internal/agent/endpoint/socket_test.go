@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/needs"
 )
 
 // shortDir is a private directory whose path fits into sun_path.
@@ -130,9 +131,7 @@ func TestRefusesSocket(t *testing.T) {
 // chown gives a path to nobody, which only root can.
 func chown(t *testing.T, path string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make what belongs to somebody else")
-	}
+	needs.Root(t)
 	if err := os.Lchown(path, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
