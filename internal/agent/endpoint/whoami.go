@@ -119,7 +119,12 @@ func refusalOf(v *identity.View, e *identity.Entry, step bool, seen identity.Ste
 func noIdentity(v *identity.View, selectors []string, step bool) error {
 	what := "no entry matches what was measured"
 	if e := v.Nearest(selectors, step); e != nil {
-		what = fmt.Sprintf("nothing matches; the nearest entry %s (%s) also needs %s", e.ID, e.SPIFFEID, strings.Join(e.Missing(selectors), ", "))
+		what = fmt.Sprintf("nothing matches; the nearest entry %s (%s) ", e.ID, e.SPIFFEID)
+		if missing := e.Missing(selectors); len(missing) > 0 {
+			what += "also needs " + strings.Join(missing, ", ")
+		} else {
+			what += "does not name every program that ran"
+		}
 	}
 	return status.Error(codes.PermissionDenied, bounded(fmt.Sprintf("no identity issued: %s; hint: if this program should have one, run: %s",
 		what, entryCreate(v, selectors, step, "NAME"))))
