@@ -21,6 +21,7 @@ import (
 	"github.com/rootlink/rootlink/internal/agent/upstream"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/join"
 )
 
 // Config says how to run an agent. It is checked by New.
@@ -76,7 +77,7 @@ func New(cfg Config) (*Agent, error) {
 			return nil, cli.Hint(err, "`rootlink-server bundle show --format pem` prints it")
 		}
 	default:
-		line, err := upstream.ParseJoinLine(cfg.Join)
+		line, err := join.Parse(cfg.Join)
 		if err != nil {
 			return nil, cli.Usage("copy the whole line that `rootlink-server join-line` prints", "%v", err)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/join"
 )
 
 func byJoinLine(s *fakeServer) func(*Config) {
@@ -76,19 +77,19 @@ func TestRefusesJoinToAnotherTrustKey(t *testing.T) {
 	s, imposter := newFakeServer(t), newFakeServer(t)
 	imposter.start()
 	_, err := joinSource(t, s, imposter.addr).Authorities(t.Context())
-	if !errors.Is(err, upstream.ErrTrustKey) {
+	if !errors.Is(err, join.ErrTrustKey) {
 		t.Errorf("got %v", err)
 	}
 	// It shows the pinned key but cannot sign with it.
 	imposter.showKey = s.trustKey
-	if _, err = joinSource(t, s, imposter.addr).Authorities(t.Context()); !errors.Is(err, upstream.ErrTrustKey) {
+	if _, err = joinSource(t, s, imposter.addr).Authorities(t.Context()); !errors.Is(err, join.ErrTrustKey) {
 		t.Errorf("a key that did not sign was believed: %v", err)
 	}
 }
 
 func joinSource(t *testing.T, s *fakeServer, addr string) *upstream.Join {
 	t.Helper()
-	line, err := upstream.ParseJoinLine(s.joinLine())
+	line, err := join.Parse(s.joinLine())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +106,7 @@ func TestRefusesReplayedSignedBundle(t *testing.T) {
 	if _, err := src.Authorities(t.Context()); err != nil {
 		t.Fatalf("the first answer: %v", err)
 	}
-	if _, err := src.Authorities(t.Context()); !errors.Is(err, upstream.ErrTrustKey) {
+	if _, err := src.Authorities(t.Context()); !errors.Is(err, join.ErrTrustKey) {
 		t.Errorf("the same answer again: %v", err)
 	}
 }
@@ -150,23 +151,7 @@ func TestRefusesBundleOfAnotherSource(t *testing.T) {
 	<-r.done
 	s.start()
 	r = startIn(t, old, dir, func(c *Config) { c.Join = s.joinLine() }) // the old server, the new line
-	eventually(t, "refused", func() bool { return strings.Contains(r.log.String(), upstream.ErrTrustKey.Error()) })
-}
-
-func TestParseJoinLine(t *testing.T) {
-	hash := strings.Repeat("ab", 32)
-	if j, err := upstream.ParseJoinLine("rootlink-join:v1:example.org:" + hash); err != nil || j.TrustDomain.Name() != "example.org" {
-		t.Errorf("%v %v", j, err)
-	}
-	for _, bad := range []string{
-		"", "rootlink-join:v2:example.org:" + hash, "join:v1:example.org:" + hash, "rootlink-join:v1:example.org:" + hash[2:],
-		"rootlink-join:v1:example.org:" + strings.ToUpper(hash), "rootlink-join:v1:Example.org:" + hash, "rootlink-join:v1::" + hash,
-		"rootlink-join:v1:spiffe://example.org:" + hash, "rootlink-join:v1:example.org:" + hash + ":", " rootlink-join:v1:example.org:" + hash,
-	} {
-		if _, err := upstream.ParseJoinLine(bad); err == nil {
-			t.Errorf("accepted %q", bad)
-		}
-	}
+	eventually(t, "refused", func() bool { return strings.Contains(r.log.String(), join.ErrTrustKey.Error()) })
 }
 
 func TestConfigIsRefusedWithAHint(t *testing.T) {

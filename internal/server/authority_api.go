@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"slices"
@@ -33,10 +32,6 @@ func (s *Server) Authorities() ([]AuthorityInfo, error) {
 func (s *Server) RotateAuthority(ctx context.Context) (*x509.Certificate, error) {
 	return s.authorities.rotate(ctx)
 }
-
-// TrustKey signs bundles for agents that have only a join line. Its public
-// half is what the join line pins.
-func (s *Server) TrustKey() *ecdsa.PrivateKey { return s.trustKey }
 
 // Counters returns how often each thing was counted since the start, such as
 // "issue_refused/pcr_policy".

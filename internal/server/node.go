@@ -2,22 +2,13 @@ package server
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/hex"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/rootlink/rootlink/internal/join"
 	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
-
-// bundleDomain separates signatures over bundles from any other use of the
-// trust key.
-const bundleDomain = "rootlink/bundle/v1\x00"
 
 type nodeService struct {
 	nodev1.UnimplementedNodeServer
@@ -50,29 +41,12 @@ func (n *nodeService) GetSignedBundle(_ context.Context, req *nodev1.GetSignedBu
 	for _, c := range n.s.authorities.set.Load().valid(now) {
 		sb.X509Authorities = append(sb.X509Authorities, c.Raw)
 	}
-	b, err := proto.Marshal(sb)
-	if err != nil {
-		return nil, n.s.internal("encode bundle", err)
-	}
-	digest := sha256.Sum256(append([]byte(bundleDomain), b...))
-	sig, err := ecdsa.SignASN1(rand.Reader, n.s.trustKey, digest[:])
+	resp, err := join.Sign(n.s.trustKey, sb)
 	if err != nil {
 		return nil, n.s.internal("sign bundle", err)
 	}
-	spki, err := x509.MarshalPKIXPublicKey(n.s.trustKey.Public())
-	if err != nil {
-		return nil, n.s.internal("encode trust key", err)
-	}
-	return &nodev1.GetSignedBundleResponse{Bundle: b, TrustKey: spki, Signature: sig}, nil
+	return resp, nil
 }
 
-// JoinLine is what an agent needs to find and check this trust domain:
-// rootlink-join:v1:<trust domain>:<hex SHA-256 of the trust key's SPKI>.
-func (s *Server) JoinLine() string {
-	spki, err := x509.MarshalPKIXPublicKey(s.trustKey.Public())
-	if err != nil {
-		panic(err) // a P-256 key that was loaded or made by us
-	}
-	sum := sha256.Sum256(spki)
-	return "rootlink-join:v1:" + s.cfg.TrustDomain + ":" + hex.EncodeToString(sum[:])
-}
+// JoinLine is what an agent needs to find and check this trust domain.
+func (s *Server) JoinLine() string { return s.joinLine.String() }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/attestca"
 	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -45,7 +46,8 @@ type Server struct {
 	dir           *dataDir
 	store         *store.Store
 	authorities   *authorities
-	trustKey      *ecdsa.PrivateKey
+	trustKey      *ecdsa.PrivateKey // signs bundles for agents that have only a join line
+	joinLine      join.Line         // pins trustKey
 	attestationCA *attestca.CA
 	nonces        *attest.NonceMaker
 	tcp, admin    net.Listener
@@ -89,6 +91,9 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.trustKey, err = s.openTrustKey(); err != nil {
+		return nil, err
+	}
+	if s.joinLine, err = join.NewLine(s.cfg.td, &s.trustKey.PublicKey); err != nil {
 		return nil, err
 	}
 	s.authorities = &authorities{

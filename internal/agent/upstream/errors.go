@@ -10,6 +10,8 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/join"
 )
 
 var (
@@ -128,7 +130,7 @@ func hint(err error) string {
 	}](err); ok {
 		return h.Hint()
 	}
-	if errors.Is(err, ErrTrustKey) || isUnknownAuthority(err) {
+	if errors.Is(err, join.ErrTrustKey) || isUnknownAuthority(err) {
 		return "the server at --server is not the one that the trust bundle or join line is from: correct the address, or copy the bundle or line again from the right server"
 	}
 	return ""

@@ -2,68 +2,28 @@ package upstream
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/rootlink/rootlink/internal/join"
 	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
-
-// ErrTrustKey means that whoever answered could not prove to hold the trust key
-// that the join line pins: another server, or somebody in between.
-var ErrTrustKey = errors.New("server does not hold the trust key that the join line pins")
-
-// JoinLine pins a trust domain's trust key:
-// rootlink-join:v1:<trust domain>:<SHA-256 hex of the key's SPKI>.
-type JoinLine struct {
-	TrustDomain spiffeid.TrustDomain
-	TrustKey    [32]byte
-}
-
-// ParseJoinLine is strict: one spelling for each line.
-func ParseJoinLine(s string) (JoinLine, error) {
-	var j JoinLine
-	parts := strings.Split(s, ":")
-	if len(parts) != 4 || parts[0] != "rootlink-join" {
-		return j, errors.New("join line is not rootlink-join:v1:TRUST-DOMAIN:HASH")
-	}
-	if parts[1] != "v1" {
-		return j, fmt.Errorf("join line has version %q, this agent knows v1", parts[1])
-	}
-	td, err := spiffeid.TrustDomainFromString(parts[2])
-	if err != nil || td.Name() != parts[2] {
-		return j, fmt.Errorf("join line has a malformed trust domain %q", parts[2])
-	}
-	h, err := hex.DecodeString(parts[3])
-	if err != nil || len(h) != len(j.TrustKey) || hex.EncodeToString(h) != parts[3] {
-		return j, errors.New("join line does not end in 64 lower-case hex digits")
-	}
-	j.TrustDomain = td
-	copy(j.TrustKey[:], h)
-	return j, nil
-}
 
 // Join is a Source that asks a server for its authorities over a connection it
 // cannot verify yet, and believes only what the pinned trust key signed
 // together with a nonce of ours.
 type Join struct {
-	Line   JoinLine
+	Line   join.Line
 	Server string
 	Now    func() time.Time
 	dialer []grpc.DialOption // tests only
@@ -99,7 +59,7 @@ func (j *Join) Authorities(ctx context.Context) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for the signed bundle: %w", err)
 	}
-	sb, err := verifySignedBundle(resp, j.Line, nonce)
+	sb, err := join.Verify(resp, j.Line, nonce)
 	if err != nil {
 		return nil, err
 	}
@@ -118,37 +78,4 @@ func (j *Join) Authorities(ctx context.Context) ([]*x509.Certificate, error) {
 		return nil, errors.New("signed bundle holds no authority")
 	}
 	return as, nil
-}
-
-// verifySignedBundle checks, in this order: the key is the pinned one, the
-// signature is its, the trust domain is ours, and the nonce is ours (else an
-// old bundle could be replayed to revive an authority that was retired).
-func verifySignedBundle(resp *nodev1.GetSignedBundleResponse, line JoinLine, nonce [32]byte) (*nodev1.SignedBundle, error) {
-	got := sha256.Sum256(resp.GetTrustKey())
-	if subtle.ConstantTimeCompare(got[:], line.TrustKey[:]) != 1 {
-		return nil, ErrTrustKey
-	}
-	pub, err := x509.ParsePKIXPublicKey(resp.GetTrustKey())
-	if err != nil {
-		return nil, fmt.Errorf("trust key: %w", err)
-	}
-	key, ok := pub.(*ecdsa.PublicKey)
-	if !ok || key.Curve != elliptic.P256() {
-		return nil, errors.New("trust key is not ECDSA P-256")
-	}
-	digest := sha256.Sum256(append([]byte("rootlink/bundle/v1\x00"), resp.GetBundle()...))
-	if !ecdsa.VerifyASN1(key, digest[:], resp.GetSignature()) {
-		return nil, fmt.Errorf("%w: bad signature", ErrTrustKey)
-	}
-	sb := &nodev1.SignedBundle{}
-	if err := proto.Unmarshal(resp.GetBundle(), sb); err != nil {
-		return nil, fmt.Errorf("signed bundle: %w", err)
-	}
-	if sb.GetTrustDomain() != line.TrustDomain.Name() {
-		return nil, fmt.Errorf("signed bundle is for trust domain %q, the join line is for %q", sb.GetTrustDomain(), line.TrustDomain)
-	}
-	if subtle.ConstantTimeCompare(sb.GetNonce(), nonce[:]) != 1 {
-		return nil, fmt.Errorf("%w: the answer is not to our question (replayed?)", ErrTrustKey)
-	}
-	return sb, nil
 }
