@@ -143,13 +143,14 @@ func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
 	wg.Go(func() { p.issuer.Run(ctx) })
 	wg.Go(func() { a.announce(ctx, p.keeper) })
 	err = <-errs
+	banned := errors.Is(err, upstream.ErrBanned)
+	if banned {
+		p.server.End(upstream.BannedStatus())
+	}
 	cancel()
 	wg.Wait()
-	if errors.Is(err, upstream.ErrBanned) {
-		return &cli.Error{
-			Code: cli.ExitPolicy, Err: err,
-			Hint: "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again",
-		}
+	if banned {
+		return &cli.Error{Code: cli.ExitPolicy, Err: err, Hint: upstream.BannedHint}
 	}
 	return err
 }

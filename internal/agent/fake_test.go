@@ -64,6 +64,8 @@ type fakeServer struct {
 	entries    []*types.Entry
 	nextID     int
 	banned     bool
+	noAttest   bool     // attestation fails, for the time being
+	activeKey  [32]byte // SHA-256 of its SPKI
 	active     *big.Int // serial of the agent SVID in force, nil: not attested
 	agentTTL   time.Duration
 	svidTTL    time.Duration
@@ -286,13 +288,16 @@ func (s *fakeServer) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.banned {
+	switch {
+	case s.banned:
 		return denied(types.PermissionDeniedDetails_AGENT_BANNED)
+	case s.noAttest:
+		return status.Error(codes.Unavailable, "not now")
 	}
 	s.attests++
 	der := s.sign(testAgent, csr.PublicKey, s.agentTTL, nil)
 	c, _ := x509.ParseCertificate(der)
-	s.active = c.SerialNumber
+	s.active, s.activeKey = c.SerialNumber, sha256.Sum256(key)
 	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
 		Svid: &types.X509SVID{CertChain: [][]byte{der}}, Reattestable: true,
 	}}})
@@ -393,6 +398,9 @@ func (s *fakeServer) signOne(p *svidv1.NewX509SVIDParams) *svidv1.BatchNewX509SV
 			rec, err := parseEvidence(x)
 			if err != nil {
 				return fail(codes.InvalidArgument, err.Error())
+			}
+			if rec.AgentKey != s.activeKey {
+				return fail(codes.PermissionDenied, "evidence names another agent SVID")
 			}
 			if s.badNonce && rec.Nonce != s.lastNonce {
 				return fail(codes.PermissionDenied, "nonce is not ours")

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -35,6 +36,10 @@ const maxReply = attest.MaxEventLog + attest.MaxIMALog + 1<<20
 type Agent struct {
 	conn   *grpc.ClientConn
 	issuer workloadv1.IssuerClient
+
+	unwatch context.CancelFunc
+	lost    chan struct{} // closed when the connection that was measured on is gone
+	why     error         // what the agent said when it left; read after lost
 }
 
 // Connect connects to the agent's socket, from SPIFFE_ENDPOINT_SOCKET when
@@ -60,11 +65,37 @@ func Connect(ctx context.Context, socket string) (*Agent, error) {
 		conn.Close()
 		return nil, cli.Fail(cli.ExitRun, err, "")
 	}
-	return &Agent{conn: conn, issuer: workloadv1.NewIssuerClient(conn)}, nil
+	a := &Agent{conn: conn, issuer: workloadv1.NewIssuerClient(conn), lost: make(chan struct{})}
+	ctx, a.unwatch = context.WithCancel(context.WithoutCancel(ctx))
+	go a.watch(ctx)
+	return a, nil
 }
 
 // Close ends the connection, and with it what was measured.
-func (a *Agent) Close() error { return a.conn.Close() }
+func (a *Agent) Close() error {
+	a.unwatch()
+	return a.conn.Close()
+}
+
+// watch keeps a call open for as long as the connection lives. gRPC connects
+// again by itself, but what the agent measured does not come back with it, and
+// an agent that leaves for good says why only to open calls.
+func (a *Agent) watch(ctx context.Context) {
+	stream, err := healthpb.NewHealthClient(a.conn).Watch(ctx, &healthpb.HealthCheckRequest{})
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	switch status.Code(err) {
+	case codes.PermissionDenied:
+		a.why = agentError(err)
+	case codes.Unavailable:
+		a.why = cli.Fail(cli.ExitRun, errors.New("the connection to the agent was lost, and with it what the agent measured"),
+			"look at the log of rootlink-agent, then run the step again")
+	default:
+		return // an agent without this call, or we closed it
+	}
+	close(a.lost)
+}
 
 // withHeader adds what the SPIFFE Workload Endpoint specification, §5.3,
 // demands against requests forged by way of a browser or proxy.
@@ -190,18 +221,33 @@ func (a *Agent) Sign(ctx context.Context, p *link.Prepared, waiting func(error))
 	if err != nil {
 		return nil, err
 	}
+	var before error // of the attempt before
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		s, err := a.signOnce(ctx, p, key, spki)
-		if err == nil || !temporary(err) || ctx.Err() != nil {
-			return s, err
+		switch {
+		case err == nil:
+			return s, nil
+		case ctx.Err() != nil && before != nil:
+			return nil, before // the reason, not that time is up
+		case !temporary(err) || ctx.Err() != nil:
+			return nil, err
+		}
+		before = err
+		select {
+		case <-a.lost:
+			return nil, a.why
+		default:
 		}
 		waiting(err)
 		t := time.NewTimer(wait)
 		select {
 		case <-t.C:
+		case <-a.lost:
+			t.Stop()
+			return nil, a.why
 		case <-ctx.Done():
 			t.Stop()
-			return nil, err // the reason, not that time is up
+			return nil, err
 		}
 	}
 }

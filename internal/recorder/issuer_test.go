@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -26,6 +27,7 @@ import (
 // issuer is an agent that measures for real and issues from a forged world.
 type issuer struct {
 	workloadv1.UnimplementedIssuerServer
+	healthpb.UnimplementedHealthServer
 	t     *testing.T
 	world *forge.World
 	m     *workload.Measurer
@@ -34,6 +36,8 @@ type issuer struct {
 	measure, prepare, issue func() error
 	log                     []byte // event log named by the evidence
 	sendLog                 []byte // what is sent for it, log when nil
+
+	leave chan error // what it says to open calls when it leaves
 
 	mu       sync.Mutex
 	peers    []*workload.Peer // one for each connection
@@ -75,7 +79,7 @@ func newIssuer(t *testing.T) *issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &issuer{t: t, world: forge.NewWorld(t), m: m}
+	i := &issuer{t: t, world: forge.NewWorld(t), m: m, leave: make(chan error, 1)}
 	dir, err := os.MkdirTemp("", "ag")
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +91,7 @@ func newIssuer(t *testing.T) *issuer {
 	}
 	s := grpc.NewServer()
 	workloadv1.RegisterIssuerServer(s, i)
+	healthpb.RegisterHealthServer(s, i)
 	go s.Serve(pinning{l, i})
 	t.Cleanup(func() {
 		s.Stop()
@@ -98,6 +103,15 @@ func newIssuer(t *testing.T) *issuer {
 	t.Setenv(EnvSocket, "unix://"+socket)
 	t.Chdir(t.TempDir())
 	return i
+}
+
+func (i *issuer) Watch(_ *healthpb.HealthCheckRequest, stream healthpb.Health_WatchServer) error {
+	select {
+	case err := <-i.leave:
+		return err
+	case <-stream.Context().Done():
+		return nil
+	}
 }
 
 func (i *issuer) header(ctx context.Context) error {

@@ -242,6 +242,32 @@ func TestStepGivesUpWaiting(t *testing.T) {
 	}
 }
 
+// TestStepHearsWhyTheAgentLeft: what was measured went with the agent, so there
+// is nothing to wait for, and its last words say what to do.
+func TestStepHearsWhyTheAgentLeft(t *testing.T) {
+	for what, last := range map[string]error{
+		"is banned":                        status.Error(codes.PermissionDenied, "this node is banned; hint: ask an operator"),
+		"connection to the agent was lost": status.Error(codes.Unavailable, "transport is closing"),
+	} {
+		t.Run(what, func(t *testing.T) {
+			i := newIssuer(t)
+			i.prepare = func() error {
+				select {
+				case i.leave <- last:
+				default:
+				}
+				return status.Error(codes.Unavailable, "transport is closing")
+			}
+			s := newStep(t, "sh", "-c", "echo x >out")
+			s.IssueTimeout = time.Hour
+			_, err := s.Run()
+			if cli.ExitCode(err) != 125 || !strings.Contains(err.Error(), what) || cli.HintOf(err) == "" || left(t) != "out" {
+				t.Errorf("%v, hint %q, left %q", err, cli.HintOf(err), left(t))
+			}
+		})
+	}
+}
+
 func TestInterruptLeavesNothing(t *testing.T) {
 	i := newIssuer(t)
 	i.prepare = func() error {

@@ -29,6 +29,7 @@ const (
 	maxHeaders     = 16 << 10  // bytes
 	maxStreams     = 64        // calls at once on one connection
 	connectTimeout = 10 * time.Second
+	lastWords      = 2 * time.Second // how long End waits for calls to be answered
 	knockTimeout   = 5 * time.Second // how long an unknown workload waits for a sync
 )
 
@@ -54,6 +55,11 @@ type Server struct {
 
 	cfg  Config
 	grpc *grpc.Server
+
+	// life ends, with the answer that every call then gets as its cause, when
+	// End is called.
+	life context.Context
+	end  context.CancelCauseFunc
 }
 
 // New returns a Server.
@@ -62,6 +68,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("endpoint: incomplete configuration")
 	}
 	s := &Server{cfg: cfg}
+	s.life, s.end = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
 		grpc.MaxRecvMsgSize(maxRequest),
@@ -90,7 +97,33 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	return err
 }
 
+// End answers every open and new call with why, a status error, and returns
+// when the callers have heard it or after a moment. A caller that only lost its
+// socket would not know that asking again is of no use.
+func (s *Server) End(why error) {
+	s.end(why)
+	stop := time.AfterFunc(lastWords, s.grpc.Stop)
+	defer stop.Stop()
+	s.grpc.GracefulStop()
+}
+
+// living returns a context that also ends with s, and what replaces a call's
+// error then.
+func (s *Server) living(ctx context.Context) (context.Context, func(*error)) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.life, cancel)
+	return ctx, func(err *error) {
+		stop()
+		cancel()
+		if s.life.Err() != nil && *err != nil {
+			*err = context.Cause(s.life)
+		}
+	}
+}
+
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (_ any, err error) {
+	ctx, done := s.living(ctx)
+	defer done(&err)
 	defer s.recovered(info.FullMethod, &err)
 	if err := checkHeader(ctx, info.FullMethod); err != nil {
 		return nil, err
@@ -98,12 +131,22 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	return h(ctx, req)
 }
 
+// livingStream is a stream with a shorter life.
+type livingStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (l livingStream) Context() context.Context { return l.ctx }
+
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+	ctx, done := s.living(ss.Context())
+	defer done(&err)
 	defer s.recovered(info.FullMethod, &err)
-	if err := checkHeader(ss.Context(), info.FullMethod); err != nil {
+	if err := checkHeader(ctx, info.FullMethod); err != nil {
 		return err
 	}
-	return h(srv, ss)
+	return h(srv, livingStream{ss, ctx})
 }
 
 // checkHeader demands the header of SPIFFE Workload Endpoint §6.1, which keeps

@@ -426,14 +426,16 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 		return nil, callerError(err)
 	}
 	st.issued = &p.payload
+	authorities := s.cfg.Issuer.Authorities()
+	if !identity.IssuedBy(authorities, chain) {
+		return nil, issueError(errNotInBundle)
+	}
 	resp := &workloadv1.IssueResponse{}
 	for _, cert := range chain {
 		resp.X509Svid = append(resp.X509Svid, cert.Raw)
 	}
-	if v, err := s.cfg.Keeper.View(); err == nil {
-		for _, a := range v.Authorities {
-			resp.Authorities = append(resp.Authorities, a.Raw)
-		}
+	for _, a := range authorities {
+		resp.Authorities = append(resp.Authorities, a.Raw)
 	}
 	if s.cfg.Logs != nil {
 		resp.EventLog, resp.ImaLog = s.cfg.Logs(p.ev.Record)

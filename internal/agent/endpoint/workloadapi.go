@@ -149,6 +149,9 @@ func (s *Server) knock(ctx context.Context, found func(*identity.View) bool) err
 		if ctx.Err() != nil {
 			return status.FromContextError(ctx.Err()).Err()
 		}
+		if errors.Is(err, upstream.ErrBanned) {
+			return upstream.BannedStatus()
+		}
 		if err != nil {
 			// The server is away: whether this workload has an identity is not
 			// known, which is not the same as no.
@@ -196,12 +199,16 @@ func (s *Server) svids(ctx context.Context, v *identity.View, subj identity.Subj
 	if err := ctx.Err(); err != nil {
 		return nil, time.Time{}, status.FromContextError(err).Err()
 	}
-	bundle := identity.ConcatDER(v.Authorities)
+	authorities := s.cfg.Issuer.Authorities()
+	bundle := identity.ConcatDER(authorities)
 	resp := &workloadpb.X509SVIDResponse{FederatedBundles: federated(v, es)}
 	var again time.Time
 	var failed error
 	for i, svid := range got {
 		at := time.Now().Add(5 * time.Second)
+		if errs[i] == nil && !identity.IssuedBy(authorities, svid.Chain) {
+			errs[i] = errNotInBundle
+		}
 		if errs[i] != nil {
 			failed = fmt.Errorf("%s: %w", es[i].SPIFFEID, errs[i])
 		} else {
@@ -221,9 +228,12 @@ func (s *Server) svids(ctx context.Context, v *identity.View, subj identity.Subj
 	return resp, again, nil
 }
 
+// errNotInBundle: the authority was withdrawn while the SVID was on its way.
+var errNotInBundle = errors.New("the authority that issued it is no longer in the trust bundle")
+
 func (s *Server) bundles(_ context.Context, v *identity.View, _ identity.Subject, es []*identity.Entry) (*workloadpb.X509BundlesResponse, time.Time, error) {
 	m := federated(v, es)
-	m[v.TrustDomain.IDString()] = identity.ConcatDER(v.Authorities)
+	m[v.TrustDomain.IDString()] = identity.ConcatDER(s.cfg.Issuer.Authorities())
 	return &workloadpb.X509BundlesResponse{Bundles: m}, time.Time{}, nil
 }
 
@@ -242,8 +252,8 @@ func federated(v *identity.View, es []*identity.Entry) map[string][]byte {
 // issueError turns what the server or the quoter said into what a workload
 // hears. A refusal keeps its code and reason, everything else means "later".
 func issueError(err error) error {
-	if upstream.Passing(err) {
-		return status.Errorf(codes.Unavailable, "no SVID issued: the agent has to attest again: %s", bounded(err.Error()))
+	if errors.Is(err, upstream.ErrBanned) {
+		return upstream.BannedStatus()
 	}
 	st, ok := status.FromError(err)
 	if !ok {

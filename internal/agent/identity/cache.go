@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -107,12 +106,7 @@ func (c *cache) start(key cacheKey, e *Entry, s Subject) (*flight, *SVID) {
 // known says whether the SVID's authority is still one of the trust domain's;
 // if not, workloads can no longer use it whatever its dates say.
 func (c *cache) known(s *SVID) bool {
-	for _, a := range c.issuer.trust.Authorities() {
-		if last := s.Chain[len(s.Chain)-1]; bytes.Equal(a.SubjectKeyId, last.AuthorityKeyId) {
-			return true
-		}
-	}
-	return false
+	return IssuedBy(c.issuer.trust.Authorities(), s.Chain)
 }
 
 // fly issues. It belongs to no caller: one that goes away must not take the

@@ -93,13 +93,14 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	if view.Stock {
 		return nil, ErrNoEvidence
 	}
-	sess, err := i.node.Session()
-	if err != nil {
-		return nil, err
-	}
 	nonce, err := i.nonces.get(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("get a nonce: %w", err)
+	}
+	// After the nonce, which may have made the agent attest again.
+	sess, err := i.node.Session()
+	if err != nil {
+		return nil, err
 	}
 	key := sha256.Sum256(l.SPKI)
 	req := &tpmv1.QuoteRequest{Leaf: &tpmv1.Leaf{

@@ -59,6 +59,19 @@ func NewIssuer(k *Keeper, node *upstream.Node, trust *upstream.Trust, quoter Quo
 	return i
 }
 
+// Authorities returns the trust domain's authorities for handing out beside an
+// SVID that was issued before the call: Sign adds the authority of what it
+// returns, so a View that was taken earlier may lack it.
+func (i *Issuer) Authorities() []*x509.Certificate { return i.trust.Authorities() }
+
+// IssuedBy says whether one of authorities issued chain, which was verified
+// when it came: whoever is handed both must be able to verify the one with the
+// other.
+func IssuedBy(authorities, chain []*x509.Certificate) bool {
+	last := chain[len(chain)-1]
+	return slices.ContainsFunc(authorities, func(a *x509.Certificate) bool { return bytes.Equal(a.SubjectKeyId, last.AuthorityKeyId) })
+}
+
 // SVID is an X.509-SVID with the key that the agent made for it.
 type SVID struct {
 	Entry    *Entry
@@ -158,6 +171,11 @@ func (i *Issuer) SignEvidence(ctx context.Context, e *Entry, csr []byte, key cry
 	if err != nil {
 		if refusedEvidence(err) {
 			i.nonces.forget(ev.nonce)
+		}
+		// The evidence names the agent SVID it was made under. If the agent
+		// attested again meanwhile, a refusal says nothing about the workload.
+		if !i.Current(ev) && !errors.Is(err, upstream.ErrBanned) {
+			return nil, status.Errorf(codes.Aborted, "the agent attested again meanwhile: %s", status.Convert(err).Message())
 		}
 		return nil, err
 	}

@@ -21,6 +21,29 @@ var (
 	ErrNotAttested = errors.New("agent is not attested yet")
 )
 
+// BannedHint says what to do about ErrBanned.
+const BannedHint = "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again"
+
+// BannedStatus is ErrBanned for a workload.
+func BannedStatus() error {
+	return status.Error(codes.PermissionDenied, ErrBanned.Error()+"; hint: "+BannedHint)
+}
+
+// refusedError is a call that failed because the server refused the agent
+// itself. Its code is for whoever waits for the call: what a server says to an
+// agent is not an answer to a workload.
+type refusedError struct {
+	code   codes.Code
+	what   error // ErrBanned or ErrNotAttested
+	theirs error
+}
+
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("%v: %s", e.what, status.Convert(e.theirs).Message())
+}
+func (e *refusedError) Unwrap() []error            { return []error{e.what, e.theirs} }
+func (e *refusedError) GRPCStatus() *status.Status { return status.New(e.code, e.Error()) }
+
 // ClockError means that the server's certificate (or signed answer) would be
 // good at another time: one of the two clocks is wrong.
 type ClockError struct {
@@ -60,19 +83,6 @@ func clockError(leaf *x509.Certificate, now time.Time, verifyAt func(time.Time) 
 		return nil
 	}
 	return &ClockError{Ours: now, Theirs: theirs}
-}
-
-// Passing reports whether err is a refusal of the agent that it answers by
-// attesting again: what was asked for may be granted after that.
-func Passing(err error) bool {
-	switch reason, _ := denial(err); reason {
-	case types.PermissionDeniedDetails_AGENT_NOT_ATTESTED,
-		types.PermissionDeniedDetails_AGENT_NOT_ACTIVE,
-		types.PermissionDeniedDetails_AGENT_EXPIRED,
-		types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
-		return true
-	}
-	return false
 }
 
 // denial returns why the server refused the agent itself.

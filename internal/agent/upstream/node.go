@@ -21,6 +21,7 @@ import (
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/rootlink/rootlink/internal/agent/notify"
@@ -216,10 +217,12 @@ const (
 )
 
 // Do calls fn with the present session and a deadline. A refusal of the agent
-// itself starts a new attestation; when one finished while fn ran, fn is
-// called once more with the new session.
+// itself starts a new attestation, and fn is called once more with the session
+// that it brings. No caller is told "no" because of the agent: the error is
+// ErrBanned, which is final, or one that says that the agent is not attested.
 func (n *Node) Do(ctx context.Context, fn func(context.Context, *Session) error) error {
 	for attempt := 0; ; attempt++ {
+		renewed := n.Changed()
 		s, err := n.Session()
 		if err != nil {
 			return err
@@ -230,25 +233,50 @@ func (n *Node) Do(ctx context.Context, fn func(context.Context, *Session) error)
 		if err == nil {
 			return nil
 		}
-		if n.judge(s, err) && attempt == 0 {
+		reason, denied := n.judge(s, err)
+		switch {
+		case !denied:
+			return err
+		case reason == types.PermissionDeniedDetails_AGENT_BANNED:
+			return &refusedError{codes.PermissionDenied, ErrBanned, err}
+		case attempt == 0 && n.await(ctx, s, renewed, reason):
 			continue
 		}
-		return err
+		return &refusedError{codes.Unavailable, ErrNotAttested, err}
 	}
 }
 
-// judge looks at a failed call on s. again is true when s is no longer the
-// session and the failure may be due to that.
-func (n *Node) judge(s *Session, err error) (again bool) {
+// await waits until another session took the place of s, for as long as a call
+// may take. Taking a node back from a rival takes longer.
+func (n *Node) await(ctx context.Context, s *Session, renewed <-chan struct{}, why types.PermissionDeniedDetails_Reason) bool {
+	if now, err := n.Session(); err == nil && now != s {
+		return true
+	}
+	if why == types.PermissionDeniedDetails_AGENT_NOT_ACTIVE {
+		return false
+	}
+	timer := time.NewTimer(callTimeout)
+	defer timer.Stop()
+	select {
+	case <-renewed:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return false
+}
+
+// judge looks at a failed call on s and starts what must follow. It returns
+// why the server refused the agent, if that is what happened.
+func (n *Node) judge(s *Session, err error) (reason types.PermissionDeniedDetails_Reason, denied bool) {
 	if f := n.tlsFault.Load(); f != nil && isUnknownAuthority(f.err) {
 		n.ask(whyTrust)
 	}
-	reason, denied := denial(err)
-	if !denied {
-		return false
+	if reason, denied = denial(err); !denied {
+		return 0, false
 	}
-	if now, err := n.Session(); err == nil && now != s {
-		return true
+	if now, err := n.Session(); err == nil && now != s && reason != types.PermissionDeniedDetails_AGENT_BANNED {
+		return reason, true
 	}
 	switch reason {
 	case types.PermissionDeniedDetails_AGENT_BANNED:
@@ -266,8 +294,10 @@ func (n *Node) judge(s *Session, err error) (again bool) {
 		types.PermissionDeniedDetails_AGENT_EXPIRED,
 		types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
 		n.ask(whyAsked)
+	default:
+		return 0, false
 	}
-	return false
+	return reason, true
 }
 
 // Uncertified tells that the AK has no valid certificate (the TPM was cleared,
