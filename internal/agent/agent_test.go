@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"errors"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -231,6 +232,20 @@ func TestAgentSVIDRotates(t *testing.T) {
 	}
 	if strings.Contains(r.log.String(), "ALARM") {
 		t.Error("its own rotation looked like a second agent")
+	}
+}
+
+// TestRivalAgentAlarmsOnce: while another agent has the node, each sync is
+// refused; a log that repeats its alarm is one that nobody reads.
+func TestRivalAgentAlarmsOnce(t *testing.T) {
+	s := newFakeServer(t)
+	s.start()
+	r := startAgent(t, s)
+	r.waitReady()
+	s.with(func() { s.active = big.NewInt(1) })
+	eventually(t, "three refused calls", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.notActive >= 3 })
+	if n := strings.Count(r.log.String(), "ALARM"); n != 1 {
+		t.Errorf("%d alarms, want one", n)
 	}
 }
 

@@ -73,6 +73,7 @@ type fakeServer struct {
 	patterns   []string
 	pageSize   int
 	attests    int
+	notActive  int // calls with a replaced agent SVID
 	syncs      int
 	batches    []int
 	lastNonce  [32]byte
@@ -247,6 +248,7 @@ func (s *fakeServer) authorize(ctx context.Context) error {
 	case s.active == nil:
 		return denied(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED)
 	case info.State.PeerCertificates[0].SerialNumber.Cmp(s.active) != 0:
+		s.notActive++
 		return denied(types.PermissionDeniedDetails_AGENT_NOT_ACTIVE)
 	case time.Now().After(info.State.PeerCertificates[0].NotAfter):
 		return denied(types.PermissionDeniedDetails_AGENT_EXPIRED)

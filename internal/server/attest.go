@@ -140,6 +140,7 @@ func (a *agentService) AttestAgent(stream attestStream) (err error) {
 	if err != nil {
 		return err
 	}
+	s.rivals.attested(attrs.GetSpiffeId(), c.addr)
 	s.count.add("attested")
 	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
 		Svid: svidToProto(cert, ""), Reattestable: attrs.CanReattest,

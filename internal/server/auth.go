@@ -152,6 +152,7 @@ func (s *Server) authorizeAgent(ctx context.Context, c *caller) (*store.Agent, e
 		}
 		return a, nil
 	default:
+		s.noteReplaced(ctx, c, a)
 		return nil, deny(types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "agent SVID is not active: the node has attested again since")
 	}
 }

@@ -57,6 +57,7 @@ type Server struct {
 	plugin     *catalog.Plugin
 	attestor   nodeattestorv1.NodeAttestorClient
 	running    attestations
+	rivals     rivals
 	limiter    *addressLimiter
 
 	judge  *policy.Judge

@@ -89,6 +89,7 @@ func New(cfg Config) (*Node, error) {
 // asks for it, until ctx ends or the node is banned (ErrBanned).
 func (n *Node) Run(ctx context.Context) error {
 	defer n.drop()
+	rival := false // another agent has the node
 	for wait := minBackoff; ; {
 		s, err := n.attest(ctx)
 		switch {
@@ -111,6 +112,11 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 		wait = minBackoff
 		n.install(s)
+		if rival {
+			n.cfg.Log.Warn("this agent is the node's again; if the other one still runs, it will take the node back", "agent_id", s.ID.String(),
+				"hint", "run one agent for each TPM; a copy of a virtual machine needs a TPM of its own")
+			rival = false
+		}
 		n.cfg.Log.Info("attested", "agent_id", s.ID.String(), "expires", s.leaf().NotAfter.UTC().Format(time.RFC3339))
 
 		timer := time.NewTimer(halfLife(n.cfg.Now(), s.leaf().NotAfter))
@@ -124,7 +130,7 @@ func (n *Node) Run(ctx context.Context) error {
 		case why := <-n.reattest:
 			timer.Stop()
 			var pause time.Duration
-			if why == whyRival {
+			if rival = why == whyRival; rival {
 				pause = n.nextRivalWait()
 			}
 			n.cfg.Log.Info("attesting again", "why", why, "in", pause.Round(time.Second))
@@ -134,6 +140,7 @@ func (n *Node) Run(ctx context.Context) error {
 				}
 			}
 		case <-timer.C:
+			n.noRival()
 			n.cfg.Log.Debug("attesting again", "why", "half of the agent SVID's life is over")
 		}
 	}
@@ -166,6 +173,13 @@ func (n *Node) nextRivalWait() time.Duration {
 	d := n.rivalWait
 	n.rivalWait = min(2*d, rivalMax)
 	return jitter(d, 0.2)
+}
+
+// noRival: an SVID that lasted half its life had no rival.
+func (n *Node) noRival() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rivalWait = rivalBackoff
 }
 
 // install makes s the session and lets calls on the one before it finish.
@@ -287,8 +301,12 @@ func (n *Node) judge(s *Session, err error) (reason types.PermissionDeniedDetail
 	case types.PermissionDeniedDetails_AGENT_NOT_ACTIVE:
 		// Either two agents run on this TPM or somebody has a copy of it
 		// (virtual machines are cloned with their vTPM). The newer one wins.
-		n.cfg.Log.Error("ALARM: another agent attested with this machine's TPM; its SVID replaced ours",
-			"agent_id", s.ID.String())
+		// The calls that go on meanwhile are refused likewise: one alarm says it.
+		if !s.replaced.Swap(true) {
+			n.cfg.Log.Error("ALARM: another agent attested with this machine's TPM; its SVID replaced ours",
+				"agent_id", s.ID.String(),
+				"hint", "stop one of the two; the server's log has the other's address")
+		}
 		n.ask(whyRival)
 	case types.PermissionDeniedDetails_AGENT_NOT_ATTESTED,
 		types.PermissionDeniedDetails_AGENT_EXPIRED,

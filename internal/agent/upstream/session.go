@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
@@ -28,6 +29,8 @@ type Session struct {
 	conn *grpc.ClientConn
 	node *Node
 	gen  uint64
+
+	replaced atomic.Bool // by another agent, and that was said
 }
 
 func (s *Session) leaf() *x509.Certificate { return s.Chain[0] }
