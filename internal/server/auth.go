@@ -33,7 +33,7 @@ const (
 // accessOf lists the calls that are not for administrators only. A call that
 // is forgotten here is closed, not open.
 var accessOf = map[string]access{
-	"/spire.api.server.agent.v1.Agent/AttestAgent":           forAnyone,
+	attestMethod: forAnyone,
 	"/spire.api.server.bundle.v1.Bundle/GetBundle":           forAnyone,
 	"/rootlink.node.v1.Node/GetSignedBundle":                 forAnyone,
 	"/spire.api.server.agent.v1.Agent/RenewAgent":            forAgent,

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -9,6 +10,14 @@ import (
 	"math/big"
 	"strings"
 	"testing"
+	"time"
+
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Anybody may send a CSR, and one check of a signature by a key of 200,000 bits
@@ -43,5 +52,85 @@ func TestRefusesOversizedKeyInCSR(t *testing.T) {
 	}
 	if _, err := parseCSR(csr); err == nil || !strings.Contains(err.Error(), "RSA key of 200000 bits") {
 		t.Fatalf("its signature was checked: %v", err)
+	}
+}
+
+// A request is read before an interceptor sees its call, so whoever has no
+// certificate is refused on the headers alone.
+func TestRefusesUnauthenticatedCallBeforeReadingIt(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	stream, err := w.dialTCP(nil).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/spire.api.server.svid.v1.SVID/BatchNewX509SVID")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(new(svidv1.BatchNewX509SVIDResponse)); status.Code(err) != codes.PermissionDenied {
+		t.Fatal(err)
+	}
+}
+
+// The same from a method that is open to all.
+func TestStalledRequestEnds(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.RoundTimeout = 50 * time.Millisecond })
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	stream, err := w.dialTCP(nil).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/spire.api.server.bundle.v1.Bundle/GetBundle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(new(types.Bundle)); err == nil || ctx.Err() != nil {
+		t.Fatalf("it went on: %v", err)
+	}
+}
+
+// Requests that are begun and never finished.
+func TestRefusesTooManyOpenCalls(t *testing.T) {
+	w := newWorld(t, nil)
+	n := w.attest(w.newTPM(), attestOptions{})
+	for _, c := range []struct {
+		name, method string
+		conns        func() *grpc.ClientConn
+	}{
+		{"nobody", "/spire.api.server.bundle.v1.Bundle/GetBundle", func() *grpc.ClientConn { return w.dialTCP(nil) }},
+		{"agent", "/spire.api.server.svid.v1.SVID/BatchNewX509SVID", func() *grpc.ClientConn { return n.conn }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			open := func() <-chan error {
+				stream, err := c.conns().NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, c.method)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() { ended <- stream.RecvMsg(new(types.Bundle)) }()
+				return ended
+			}
+			ended := make(chan error)
+			for range maxStreamsOfOne + 1 {
+				one := open()
+				go func() {
+					select {
+					case ended <- <-one:
+					case <-t.Context().Done():
+					}
+				}()
+			}
+			if err := <-ended; status.Code(err) != codes.ResourceExhausted {
+				t.Fatal(err)
+			}
+			cancel()
+			// What has ended makes room again.
+			for deadline := time.Now().Add(10 * time.Second); ; {
+				_, err := bundlev1.NewBundleClient(c.conns()).GetBundle(t.Context(), &bundlev1.GetBundleRequest{})
+				if err == nil {
+					break
+				}
+				if status.Code(err) != codes.ResourceExhausted || time.Now().After(deadline) {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -41,12 +40,7 @@ func (a *addressLimiter) wait(ctx context.Context, addr string, most time.Durati
 }
 
 func (a *addressLimiter) of(addr string) *rate.Limiter {
-	// One IPv6 host has a whole /64 to call from.
-	if ip, err := netip.ParseAddr(addr); err == nil && ip.Is6() && !ip.Is4In6() {
-		if p, err := ip.WithZone("").Prefix(64); err == nil {
-			addr = p.String()
-		}
-	}
+	addr = network(addr)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	l := a.m[addr]
