@@ -160,6 +160,26 @@ func TestBannedAgentStaysOutUntilItIsDeleted(t *testing.T) {
 	}
 }
 
+// TestRefusesEvictedNodeThatWasBannedSince: the ban of a node that is not there
+// any more keeps it from coming back.
+func TestRefusesEvictedNodeThatWasBannedSince(t *testing.T) {
+	w := newWorld(t, nil)
+	n := w.attest(w.newTPM(), attestOptions{})
+	id := idToProto(n.id)
+	if _, err := w.agents().DeleteAgent(t.Context(), &agentv1.DeleteAgentRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.agents().BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	wantReason(t, n.sync(), types.PermissionDeniedDetails_AGENT_BANNED)
+	_, err := w.tryAttest(n.tpm, attestOptions{})
+	wantReason(t, err, types.PermissionDeniedDetails_AGENT_BANNED)
+	if list, err := w.agents().ListAgents(t.Context(), &agentv1.ListAgentsRequest{}); err != nil || len(list.Agents) != 1 || !list.Agents[0].Banned {
+		t.Fatalf("%v, %v", list, err)
+	}
+}
+
 func TestNewAttestationEndsTheSVIDBefore(t *testing.T) {
 	w := newWorld(t, nil)
 	n := w.attest(w.newTPM(), attestOptions{})

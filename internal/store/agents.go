@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -90,11 +91,17 @@ func (s *Store) ActivateNewSerial(ctx context.Context, id, serial string) (*Agen
 }
 
 // BanAgent keeps the agent out until DeleteAgent lifts the ban. Its record
-// stays, its serials go.
+// stays, its serials go. An agent that was deleted is given a bare record: it
+// is the one that an operator most wants to keep out.
 func (s *Store) BanAgent(ctx context.Context, id string) error {
-	_, err := s.putAgent(ctx, id, "banned", "", func(old *Agent) (*Agent, error) {
+	_, err := s.putAgentTx(ctx, id, "banned", "", func(tx *sql.Tx, old *Agent) (*Agent, error) {
 		if old == nil {
-			return nil, ErrNotFound
+			var n int
+			err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM agent_history WHERE agent_id = ? AND event = 'attested'`, id).Scan(&n)
+			if err == nil && n == 0 {
+				err = ErrNotFound
+			}
+			return &Agent{ID: id, AttestationType: typeOf(id), Banned: true}, err
 		}
 		a := *old
 		a.Banned = true
@@ -102,6 +109,14 @@ func (s *Store) BanAgent(ctx context.Context, id string) error {
 		return &a, nil
 	})
 	return err
+}
+
+// typeOf is the attestation type that an agent's ID names:
+// spiffe://<trust domain>/spire/agent/<type>/<name>.
+func typeOf(id string) string {
+	_, rest, _ := strings.Cut(id, "/spire/agent/")
+	typ, _, _ := strings.Cut(rest, "/")
+	return typ
 }
 
 // DeleteAgent forgets the agent, which may attest again at once, and lifts a
@@ -188,11 +203,16 @@ func (s *Store) AttestedAgentIDs(ctx context.Context) (ids []string, err error) 
 // putAgent replaces the row of agent id by what f makes of the present one,
 // nil when there is none, and notes event unless that is empty.
 func (s *Store) putAgent(ctx context.Context, id, event, detail string, f func(old *Agent) (*Agent, error)) (*Agent, error) {
+	return s.putAgentTx(ctx, id, event, detail, func(_ *sql.Tx, old *Agent) (*Agent, error) { return f(old) })
+}
+
+// putAgentTx is putAgent for an f that has to look at other tables.
+func (s *Store) putAgentTx(ctx context.Context, id, event, detail string, f func(tx *sql.Tx, old *Agent) (*Agent, error)) (*Agent, error) {
 	var a *Agent
 	err := s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
 		old := s.mem.agents[id] // only writers change memory, and we are the writer
 		var err error
-		if a, err = f(old); err != nil {
+		if a, err = f(tx, old); err != nil {
 			return nil, err
 		}
 		if a == old {

@@ -141,6 +141,41 @@ func TestAgents(t *testing.T) {
 	checkMemory(t, s)
 }
 
+// TestBanOfADeletedAgent: whoever was evicted can still be kept out, and nobody
+// who never attested gets a record.
+func TestBanOfADeletedAgent(t *testing.T) {
+	s := newStore(t)
+	const id = "spiffe://example.org/spire/agent/tpmnode/a"
+	if _, err := s.PutAttestedAgent(t.Context(), agent(id), ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteAgent(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.BanAgent(t.Context(), id+"b"); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("one that never attested: %v", err)
+	}
+	for range 2 {
+		if err := s.BanAgent(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, err := s.Agent(id)
+	if err != nil || !a.Banned || a.AttestationType != "tpmnode" || a.Serial != "" || a.Attestation != nil {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if _, err := s.PutAttestedAgent(t.Context(), agent(id), ""); !errors.Is(err, ErrBanned) {
+		t.Fatal(err)
+	}
+	checkMemory(t, s)
+	if err := s.DeleteAgent(t.Context(), id); err != nil { // which lifts it
+		t.Fatal(err)
+	}
+	if _, err := s.PutAttestedAgent(t.Context(), agent(id), ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestTrustSerialsNeverRepeat(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "server.db")
 	last := uint64(0)

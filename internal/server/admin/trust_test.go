@@ -29,6 +29,25 @@ func (f *fixture) export(t *testing.T, req *adminv1.ExportTrustRequest) (*link.T
 	return trust, r
 }
 
+// TestExportRevokesANodeBannedAfterItsEviction: and its other links stay good.
+func TestExportRevokesANodeBannedAfterItsEviction(t *testing.T) {
+	f := newFixture(t)
+	gone := f.node(t, 0xa0)
+	f.clock = epoch.Add(time.Hour)
+	if err := f.st.DeleteAgent(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.st.BanAgent(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	f.entry(t, "spiffe://example.org/b", gone, sels("binary", toolA, recorder)...)
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	r := trust.File().Revocations
+	if len(r) != 1 || r[0].Kind != link.RevokedEK || r[0].ID != hexOf(0xa0) || r[0].From == nil || !r[0].From.Equal(f.clock) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestExportTrust(t *testing.T) {
 	f := newFixture(t)
 	good, bad := f.node(t, 0xa0), f.node(t, 0xb0)
