@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -100,6 +101,9 @@ func (cl *client) agentID(ctx context.Context, s string) (*types.SPIFFEID, error
 	case 1:
 		return found[0], nil
 	case 0:
+		if len(hex) == 2*sha256.Size { // one that was evicted, to be banned
+			return cl.spiffeID(ctx, "AGENT-ID", "/spire/agent/tpmnode/"+hex)
+		}
 		return nil, noAgent(&cli.RPCError{Code: codes.NotFound, Message: fmt.Sprintf("no agent's EK hash begins with %s", hex)})
 	}
 	return nil, cli.Usage("write more digits of it", "%d agents have an EK hash that begins with %s", len(found), hex)

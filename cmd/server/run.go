@@ -143,7 +143,8 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 	if len(cfg.EKRoots) == 0 && cfg.EKAllow == "" {
-		cfg.Log.Warn("no TPM can attest: neither --ek-roots nor --ek-allow is given")
+		cfg.Log.Warn("no TPM can attest: neither --ek-roots nor --ek-allow is given",
+			"hint", "--ek-roots takes the TPM makers' certificates; `rootlink-agent tpm info` prints the EK hash of a machine for --ek-allow")
 	}
 	cfg.AdminServices = append(cfg.AdminServices, registerAdmin)
 	return cfg, nil

@@ -54,6 +54,15 @@ func (e *InvalidConfigError) Error() string {
 	return fmt.Sprintf("plugin %q: configuration is not valid: %q", e.Plugin, e.Notes)
 }
 
+// Refusal is e as Configure would have said it: a plugin's last note is why.
+func (e *InvalidConfigError) Refusal() *ConfigureError {
+	text := "the plugin does not say why"
+	if n := len(e.Notes); n > 0 {
+		text = e.Notes[n-1]
+	}
+	return refusal(e.Plugin, codes.InvalidArgument, text)
+}
+
 // Options are what a host gives every plugin it loads.
 type Options struct {
 	// TrustDomain is the name in the core configuration, without a scheme.
@@ -155,13 +164,17 @@ func (p *Plugin) Configure(ctx context.Context, hcl string) error {
 	}
 	_, err := c.Configure(ctx, &configv1.ConfigureRequest{CoreConfiguration: p.core, HclConfiguration: hcl})
 	if err != nil {
-		msg, hint, _ := strings.Cut(message(err), "hint: ")
-		return &ConfigureError{
-			Plugin: p.name, Code: status.Code(err),
-			Message: strings.TrimRight(msg, "\n (;"), Hint: strings.TrimSuffix(hint, ")"),
-		}
+		return refusal(p.name, status.Code(err), message(err))
 	}
 	return nil
+}
+
+func refusal(plugin string, code codes.Code, text string) *ConfigureError {
+	msg, hint, _ := strings.Cut(text, "hint: ")
+	return &ConfigureError{
+		Plugin: plugin, Code: code,
+		Message: strings.TrimRight(msg, "\n (;"), Hint: strings.TrimSuffix(hint, ")"),
+	}
 }
 
 // Validate asks whether the plugin could use a configuration, and returns its

@@ -60,6 +60,37 @@ func (s *Server) loadAttestor(ctx context.Context) error {
 	return err
 }
 
+// checkAttestor has the node attestor look at its configuration before anything
+// is made: a wrong path should not leave keys and a database behind.
+func (s *Server) checkAttestor(ctx context.Context) error {
+	if len(s.cfg.EKRoots) == 0 && s.cfg.EKAllow == "" {
+		return nil
+	}
+	impl, services := nodeserver.New(nodeserver.Options{
+		Policies: func(context.Context) ([]policy.Revision, error) { return nil, nil }, Now: s.cfg.Now,
+	}).Servers()
+	plugin, err := catalog.LoadBuiltIn(ctx, catalog.BuiltIn{Name: wire.PluginName, Plugin: impl, Services: services},
+		catalog.Options{TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log})
+	if err != nil {
+		return err
+	}
+	defer plugin.Close()
+	_, err = plugin.Validate(ctx, s.attestorConfig()+s.stateConfig())
+	if invalid, ok := errors.AsType[*catalog.InvalidConfigError](err); ok {
+		return invalid.Refusal()
+	}
+	return err
+}
+
+// stateConfig names the files that the node attestor is otherwise given open.
+func (s *Server) stateConfig() string {
+	if s.cfg.AttestationCACert != "" {
+		return fmt.Sprintf("data_dir = %q\nattestation_ca_cert = %q\nattestation_ca_key = %q\n",
+			s.cfg.DataDir, s.cfg.AttestationCACert, s.cfg.AttestationCAKey)
+	}
+	return fmt.Sprintf("data_dir = %q\n", s.cfg.DataDir)
+}
+
 // attestorConfig is plugin_data as an operator would write it.
 func (s *Server) attestorConfig() string {
 	var b strings.Builder

@@ -86,6 +86,9 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 			s.Close()
 		}
 	}()
+	if err = s.checkAttestor(ctx); err != nil {
+		return nil, err
+	}
 	if s.dir, err = openDataDir(s.cfg.DataDir); err != nil {
 		return nil, err
 	}

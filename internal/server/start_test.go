@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
@@ -28,6 +29,28 @@ func (w *world) tryNew(bend func(*Config)) error {
 		s.Close()
 	}
 	return err
+}
+
+// TestBadTrustLeavesNothingBehind: a wrong path is found before keys and a
+// database are made.
+func TestBadTrustLeavesNothingBehind(t *testing.T) {
+	w := newWorld(t, nil)
+	for name, bend := range map[string]func(*Config){
+		"EK roots": func(c *Config) { c.EKRoots = []string{"nofile"} },
+		"EK allow": func(c *Config) { c.EKAllow = "nofile" },
+		"EK deny":  func(c *Config) { c.EKDeny = "nofile" },
+		"CA":       func(c *Config) { c.AttestationCACert, c.AttestationCAKey = "nofile", "nofile" },
+	} {
+		dir := filepath.Join(w.dir, "new")
+		err := w.tryNew(func(c *Config) { bend(c); c.DataDir = dir; c.AdminSocket = filepath.Join(w.dir, "new.sock") })
+		refused, ok := errors.AsType[*catalog.ConfigureError](err)
+		if !ok || refused.Hint == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: the data directory was made: %v", name, err)
+		}
+	}
 }
 
 func TestRefusesDataDirectoryInUse(t *testing.T) {

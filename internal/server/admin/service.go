@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -97,7 +98,8 @@ func toStatus(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded
 	}
-	return status.Error(code, err.Error())
+	// The store's errors carry its package's name, which says nothing to people.
+	return status.Error(code, strings.ReplaceAll(err.Error(), "store: ", ""))
 }
 
 func malformed(format string, args ...any) error {
