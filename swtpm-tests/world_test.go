@@ -238,6 +238,8 @@ func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
 	argv := append([]string{
 		"rootlink-agent", "run", "--trust-domain", ts.Getenv("TD"), "--server", ts.Getenv("SERVER"),
 		"--join", strings.TrimSpace(string(join)), "--data-dir", ts.MkAbs(name), "--socket", socket, "--tpm", tpm, "--log-level", "debug",
+		// Nor do they wait as long for news.
+		"--sync-interval", "500ms",
 	}, rest...)
 	d := w.start(ts, name, argv)
 	if args[0] == "start" {
