@@ -183,3 +183,14 @@ func cmdSplice(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[2]), out, 0o600))
 }
+
+// json COMMAND…: succeeds, and its stdout is one JSON value and nothing else.
+func cmdJSON(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: json COMMAND…")
+	}
+	ts.Check(ts.Exec(args[0], append(args[1:len(args):len(args)], "--output", "json")...))
+	if !json.Valid([]byte(ts.ReadFile("stdout"))) {
+		ts.Fatalf("stdout of %s is not JSON", strings.Join(args, " "))
+	}
+}

@@ -109,6 +109,7 @@ func (w *world) commands() map[string]func(*testscript.TestScript, bool, []strin
 		"own":     cmdOwn,
 		"smallfs": cmdSmallFS,
 		"public":  cmdPublic,
+		"json":    cmdJSON,
 		"splice":  cmdSplice,
 		"maker":   w.cmdMaker,
 	}
@@ -175,6 +176,10 @@ func (w *world) startTPM(ts *testscript.TestScript, name, kind string) {
 	kinds := map[string]swtpmtest.EKKind{
 		"p256": swtpmtest.ECCP256, "rsa2048": swtpmtest.RSA2048, "p384": swtpmtest.ECCP384, "none": swtpmtest.NoEK,
 	}
+	var options []swtpmtest.Option
+	if kind == "tcp" { // a P-256 EK, and the device at a TCP port
+		kind, options = "p256", append(options, swtpmtest.WithTCP())
+	}
 	ek, ok := kinds[kind]
 	if !ok {
 		ts.Fatalf("unknown kind of EK %q", kind)
@@ -185,7 +190,8 @@ func (w *world) startTPM(ts *testscript.TestScript, name, kind string) {
 		ts.Check(os.WriteFile(maker, append(w.maker.RootPEM(), w.maker.IntermediatePEM()...), 0o600))
 		ts.Setenv("MAKER", maker)
 	}
-	w.tpms[name] = swtpmtest.Start(w.t, swtpmtest.WithEK(ek), swtpmtest.WithMaker(w.maker))
+	options = append(options, swtpmtest.WithMaker(w.maker), swtpmtest.WithEK(ek))
+	w.tpms[name] = swtpmtest.Start(w.t, options...)
 }
 
 // server start [ARGS…]: starts rootlink-server on a free port with $MAKER's

@@ -146,6 +146,8 @@ func agentError(err error) error {
 				break
 			}
 			hint = "`rootlink whoami -- COMMAND` shows what was measured and what is missing"
+		case codes.NotFound:
+			hint = "the entry was deleted, or this node no longer has what the entry asks of it (a PCR policy, say): `rootlink whoami -- COMMAND` shows what it has now"
 		case codes.FailedPrecondition, codes.Aborted:
 			hint = "run the step again; if it stays so, look at the log of rootlink-agent"
 		}

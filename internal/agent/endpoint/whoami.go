@@ -54,17 +54,20 @@ func (s *Server) Whoami(ctx context.Context, req *workloadv1.WhoamiRequest) (*wo
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
 	resp.AgentId, resp.TrustDomain = v.AgentID.String(), v.TrustDomain.Name()
+	usable := false
 	for _, e := range v.Entries {
 		missing := e.Missing(seen.All())
 		switch refusal := refusalOf(v, e, req.GetStep(), seen); {
 		case len(missing) == 0:
 			resp.Matches = append(resp.Matches, match(e, nil, refusal))
+			usable = usable || refusal == ""
 		case req.GetStep() && refusal == "" && e.StepComplete() && partial(v, e, seen):
 			resp.Matches = append(resp.Matches, match(e, missing, "issued once the tool has also run what is missing"))
+			usable = true
 		}
 	}
-	if len(resp.Matches) == 0 {
-		if e := v.Nearest(seen.All(), req.GetStep()); e != nil {
+	if !usable {
+		if e := v.Nearest(seen.All(), req.GetStep()); e != nil && len(resp.Matches) == 0 {
 			resp.Nearest = match(e, e.Missing(seen.All()), refusalOf(v, e, req.GetStep(), seen))
 		}
 		name := "workload"
