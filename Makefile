@@ -9,7 +9,10 @@ GO       ?= go
 BIN      := bin
 BINARIES := $(BIN)/rootlink-server $(BIN)/rootlink-agent $(BIN)/rootlink \
             $(BIN)/rootlink-tpmnode $(BIN)/rootlink-workloadattestor
-LDFLAGS  := -s -w
+# What --version says. Empty without git or its history: then the programs say
+# what the Go command recorded.
+VERSION  := $(if $(wildcard .git),$(shell git describe --tags --always --dirty 2>/dev/null))
+LDFLAGS  := -s -w $(if $(VERSION),-X github.com/rootlink/rootlink/internal/version.linked=$(VERSION))
 
 .PHONY: all demo test lint bench build proto setup clean $(BINARIES)
 

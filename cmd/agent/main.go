@@ -4,11 +4,11 @@ package main
 
 import (
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/version"
 )
 
 const (
@@ -30,7 +30,7 @@ func run() int {
 }
 
 func newRoot() *cobra.Command {
-	root := cli.Root(program, "Give the workloads of this machine identities rooted in its TPM", version())
+	root := cli.Root(program, "Give the workloads of this machine identities rooted in its TPM", version.String())
 	root.AddCommand(
 		runCommand(),
 		cli.Group("tpm", "Look at this machine's TPM", tpmInfoCommand()),
@@ -38,11 +38,4 @@ func newRoot() *cobra.Command {
 		healthcheckCommand(),
 	)
 	return root
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -6,13 +6,13 @@ import (
 	"context"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/recorder"
 	"github.com/rootlink/rootlink/internal/verifycmd"
+	"github.com/rootlink/rootlink/internal/version"
 )
 
 func init() {
@@ -32,7 +32,7 @@ func main() {
 }
 
 func newRoot() *cobra.Command {
-	root := cli.Root("rootlink", "Sign build steps with an identity rooted in a TPM, and verify them", version())
+	root := cli.Root("rootlink", "Sign build steps with an identity rooted in a TPM, and verify them", version.String())
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		if c.Annotations[needsGroup] != "" {
 			return nil // gives it up itself, once it is connected to the agent
@@ -51,10 +51,3 @@ func newRoot() *cobra.Command {
 
 // needsGroup marks the commands that connect to the agent as the recorder group.
 const needsGroup = "needs-recorder-group"
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}

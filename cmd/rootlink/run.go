@@ -11,6 +11,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/recorder"
+	"github.com/rootlink/rootlink/internal/version"
 )
 
 func runCommand() *cobra.Command {
@@ -48,7 +49,7 @@ command cannot be run, 127 when it is not found.`,
 			debug.SetGCPercent(30)
 			s.Command = args
 			s.RecordFailure, s.AllowUnsigned = failure == "record", unavailable == "unsigned"
-			s.Version, s.Stderr = version(), os.Stderr
+			s.Version, s.Stderr = version.String(), os.Stderr
 			code, err := s.Run()
 			if err == nil && code != 0 {
 				return cli.Status(code)

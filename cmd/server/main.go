@@ -4,11 +4,11 @@ package main
 
 import (
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/version"
 )
 
 const (
@@ -26,7 +26,7 @@ func run() int {
 }
 
 func newRoot() *cobra.Command {
-	root := cli.Root(program, "Issue SPIFFE identities rooted in TPMs", version())
+	root := cli.Root(program, "Issue SPIFFE identities rooted in TPMs", version.String())
 	var at location
 	root.PersistentFlags().StringVar(&at.dataDir, "data-dir", defaultDataDir, "directory of the server's keys and database")
 	root.PersistentFlags().StringVar(&at.socket, "admin-socket", "", "admin socket (default admin.sock in the data directory; $"+envAdminSocket+" for the commands that talk to a server)")
@@ -44,11 +44,4 @@ func newRoot() *cobra.Command {
 		countersCommand(&at),
 	)
 	return root
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

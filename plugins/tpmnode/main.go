@@ -8,6 +8,7 @@ import (
 
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 
+	"github.com/rootlink/rootlink/internal/version"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
 )
@@ -26,7 +27,7 @@ and in the server's the same with plugin_args = ["server"].
 `
 
 func main() {
-	// Nothing goes to stdout: the first line there is the handshake with SPIRE.
+	// To SPIRE nothing goes to stdout: the first line there is the handshake with SPIRE.
 	if len(os.Args) != 2 {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
@@ -38,6 +39,8 @@ func main() {
 	case "server":
 		plugin, services := nodeserver.New(nodeserver.Options{}).Servers()
 		pluginmain.Serve(plugin, services...)
+	case "--version":
+		fmt.Println("rootlink-tpmnode version " + version.String())
 	case "-h", "--help", "help":
 		fmt.Fprint(os.Stderr, usage)
 	default:

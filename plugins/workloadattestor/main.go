@@ -10,6 +10,7 @@ import (
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"github.com/rootlink/rootlink/internal/version"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
 
@@ -24,8 +25,12 @@ This program is a plugin that SPIRE starts. In the agent's configuration:
 `
 
 func main() {
-	// Nothing goes to stdout: the first line there is the handshake with SPIRE.
+	// To SPIRE nothing goes to stdout: the first line there is the handshake with SPIRE.
 	if len(os.Args) > 1 {
+		if os.Args[1] == "--version" {
+			fmt.Println("rootlink-workloadattestor version " + version.String())
+			return
+		}
 		fmt.Fprint(os.Stderr, usage)
 		if a := os.Args[1]; a != "-h" && a != "--help" && a != "help" {
 			os.Exit(2)
