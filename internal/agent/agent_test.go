@@ -249,6 +249,31 @@ func TestRivalAgentAlarmsOnce(t *testing.T) {
 	}
 }
 
+// TestOwnAttestationIsNoRival: the server ends the old SVID a moment before the
+// agent has the new one. Calls in between wait, and nobody is alarmed.
+func TestOwnAttestationIsNoRival(t *testing.T) {
+	s := newFakeServer(t)
+	s.agentTTL = 3 * time.Second
+	s.hold = make(chan struct{})
+	close(s.hold)
+	s.start()
+	s.addEntry("/w", selfHash(t))
+	r := startAgent(t, s)
+	r.waitReady()
+	hold := make(chan struct{})
+	s.with(func() { s.hold = hold })
+	denials := func() (n int) { s.with(func() { n = s.notActive }); return n }
+	eventually(t, "a call on the SVID that was ended", func() bool { return denials() > 0 })
+	close(hold)
+	eventually(t, "sync with the new SVID", func() (ok bool) { s.with(func() { ok = s.syncs > 0 && s.attests == 2 }); return ok })
+	if _, _, err := r.fetch(); err != nil {
+		t.Error(err)
+	}
+	if log := r.log.String(); strings.Contains(log, "ALARM") || strings.Contains(log, "sync failed") {
+		t.Error("its own rotation looked like a second agent")
+	}
+}
+
 func TestBannedExits(t *testing.T) {
 	for _, when := range []string{"before it attests", "while it runs"} {
 		t.Run(when, func(t *testing.T) {

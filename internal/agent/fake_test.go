@@ -64,9 +64,10 @@ type fakeServer struct {
 	entries    []*types.Entry
 	nextID     int
 	banned     bool
-	noAttest   bool     // attestation fails, for the time being
-	activeKey  [32]byte // SHA-256 of its SPKI
-	active     *big.Int // serial of the agent SVID in force, nil: not attested
+	noAttest   bool          // attestation fails, for the time being
+	hold       chan struct{} // until it is closed, nobody hears that they are attested
+	activeKey  [32]byte      // SHA-256 of its SPKI
+	active     *big.Int      // serial of the agent SVID in force, nil: not attested
 	agentTTL   time.Duration
 	svidTTL    time.Duration
 	clock      time.Duration // added to the server's time in certificates
@@ -300,6 +301,11 @@ func (s *fakeServer) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 	der := s.sign(testAgent, csr.PublicKey, s.agentTTL, nil)
 	c, _ := x509.ParseCertificate(der)
 	s.active, s.activeKey = c.SerialNumber, sha256.Sum256(key)
+	if hold := s.hold; hold != nil {
+		s.mu.Unlock()
+		<-hold
+		s.mu.Lock()
+	}
 	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
 		Svid: &types.X509SVID{CertChain: [][]byte{der}}, Reattestable: true,
 	}}})

@@ -167,7 +167,6 @@ func (k *Keeper) sync(ctx context.Context) error {
 	next := &View{TrustDomain: k.td}
 	slow := false
 	err := k.node.Do(ctx, func(ctx context.Context, s *upstream.Session) error {
-		s.Wake()
 		if s != k.session {
 			k.session, k.slowAt = s, time.Time{}
 			k.mu.Lock()

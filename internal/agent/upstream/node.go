@@ -28,9 +28,13 @@ import (
 )
 
 const (
-	callTimeout    = 10 * time.Second // any one call to the server
-	attestTimeout  = 90 * time.Second // one attestation: an RSA EK on a hardware TPM, and logs of tens of MiB
-	dialTimeout    = 5 * time.Second
+	callTimeout   = 10 * time.Second // any one call to the server
+	attestTimeout = 90 * time.Second // one attestation: an RSA EK on a hardware TPM, and logs of tens of MiB
+	dialTimeout   = 5 * time.Second
+	// reconnectMax is the longest wait between tries to connect: a workload may
+	// knock the moment the server is back. Not ResetConnectBackoff: it walks a
+	// map that gRPC's balancer writes, and the runtime ends programs for that.
+	reconnectMax   = time.Second
 	minBackoff     = 500 * time.Millisecond
 	maxBackoff     = 15 * time.Second
 	rivalBackoff   = time.Minute      // first wait before taking a node back from another agent
@@ -62,7 +66,9 @@ type Node struct {
 
 	mu   sync.Mutex
 	sess *Session // nil before the first attestation
-	gen  uint64
+	// attesting is set from before an attestation until its session is sess. In
+	// between the server may know the new SVID alone.
+	attesting bool
 	// rivalWait is the next wait after another agent took the node over.
 	rivalWait time.Duration
 }
@@ -91,6 +97,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer n.drop()
 	rival := false // another agent has the node
 	for wait := minBackoff; ; {
+		n.mu.Lock()
+		n.attesting = true
+		n.mu.Unlock()
 		s, err := n.attest(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -186,9 +195,7 @@ func (n *Node) noRival() {
 func (n *Node) install(s *Session) {
 	n.mu.Lock()
 	old := n.sess
-	n.gen++
-	s.gen = n.gen
-	n.sess = s
+	n.sess, n.attesting = s, false
 	n.mu.Unlock()
 	// A request to attest that came from a call on the old session is met.
 	select {
@@ -263,10 +270,13 @@ func (n *Node) Do(ctx context.Context, fn func(context.Context, *Session) error)
 // await waits until another session took the place of s, for as long as a call
 // may take. Taking a node back from a rival takes longer.
 func (n *Node) await(ctx context.Context, s *Session, renewed <-chan struct{}, why types.PermissionDeniedDetails_Reason) bool {
-	if now, err := n.Session(); err == nil && now != s {
+	n.mu.Lock()
+	replaced, attesting := n.sess != nil && n.sess != s, n.attesting
+	n.mu.Unlock()
+	if replaced {
 		return true
 	}
-	if why == types.PermissionDeniedDetails_AGENT_NOT_ACTIVE {
+	if why == types.PermissionDeniedDetails_AGENT_NOT_ACTIVE && !attesting {
 		return false
 	}
 	timer := time.NewTimer(callTimeout)
@@ -289,7 +299,12 @@ func (n *Node) judge(s *Session, err error) (reason types.PermissionDeniedDetail
 	if reason, denied = denial(err); !denied {
 		return 0, false
 	}
-	if now, err := n.Session(); err == nil && now != s && reason != types.PermissionDeniedDetails_AGENT_BANNED {
+	n.mu.Lock()
+	ours := n.sess != nil && n.sess != s || n.attesting
+	n.mu.Unlock()
+	// Our own attestation has ended s at the server, or is about to: that is no
+	// rival, and there is nothing more to ask for.
+	if ours && reason != types.PermissionDeniedDetails_AGENT_BANNED {
 		return reason, true
 	}
 	switch reason {
@@ -350,7 +365,7 @@ func (n *Node) dial(cert *tls.Certificate) (*grpc.ClientConn, error) {
 	return grpc.NewClient(target(n.cfg.Server),
 		grpc.WithTransportCredentials(credentials.NewTLS(cfg)),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax},
 			MinConnectTimeout: dialTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),

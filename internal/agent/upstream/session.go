@@ -28,15 +28,11 @@ type Session struct {
 
 	conn *grpc.ClientConn
 	node *Node
-	gen  uint64
 
 	replaced atomic.Bool // by another agent, and that was said
 }
 
 func (s *Session) leaf() *x509.Certificate { return s.Chain[0] }
-
-// Wake cuts gRPC's wait for the next try to connect short.
-func (s *Session) Wake() { s.conn.ResetConnectBackoff() }
 
 // maxEntries bounds what one agent keeps.
 const maxEntries = 200_000
