@@ -109,6 +109,7 @@ func (w *world) commands() map[string]func(*testscript.TestScript, bool, []strin
 		"own":     cmdOwn,
 		"smallfs": cmdSmallFS,
 		"public":  cmdPublic,
+		"thief":   cmdThief,
 		"json":    cmdJSON,
 		"splice":  cmdSplice,
 		"maker":   w.cmdMaker,
@@ -308,7 +309,7 @@ func (w *world) start(ts *testscript.TestScript, name string, argv []string) *da
 	d.cmd = exec.Command(program, argv[1:]...)
 	d.cmd.Dir = ts.MkAbs(".")
 	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
-	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"))
+	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"), "PATH="+ts.Getenv("PATH"))
 	ts.Check(d.cmd.Start())
 	w.daemons[name] = d
 	go func() {
