@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -87,6 +88,53 @@ func TestImportRules(t *testing.T) {
 			t.Errorf("%s does not exist, and the import rules name it", must)
 		}
 	}
+}
+
+// Programs and plugins put parts together; what they do is in packages that can
+// be tested without a process.
+func TestProgramsStayThin(t *testing.T) {
+	const maxMain, maxPlugin = 150, 250 // lines
+	mains := 0
+	for _, pattern := range []string{"cmd/*", "plugins/*"} {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range dirs {
+			main := lines(t, filepath.Join(dir, "main.go"))
+			if mains++; main > maxMain {
+				t.Errorf("%s/main.go has %d lines, at most %d are thin", dir, main, maxMain)
+			}
+			if pattern == "cmd/*" {
+				continue
+			}
+			all := 0
+			sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range sources {
+				if !strings.HasSuffix(f, "_test.go") {
+					all += lines(t, f)
+				}
+			}
+			if all > maxPlugin {
+				t.Errorf("%s has %d lines, at most %d are thin", dir, all, maxPlugin)
+			}
+		}
+	}
+	if mains != 5 {
+		t.Errorf("%d programs and plugins, want 5", mains)
+	}
+}
+
+func lines(t *testing.T, file string) int {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), "\n")
 }
 
 // Every dependency is code that the chain's keys run beside. The table in the

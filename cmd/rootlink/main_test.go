@@ -35,6 +35,7 @@ func TestOwnFailuresOfRunAre125(t *testing.T) {
 		{"command not behind --", "run --step s --products x true", "behind --"},
 		{"argument before --", "run --step s --products x a -- true", "behind --"},
 		{"bad choice", "run --on-failure maybe --step s --products x -- true", "--help"},
+		{"JSON on the command's stdout", "run --output json --step s --products x -- true", "inspect --output json"},
 		{"two outputs", "run --bundle-dir . --bundle-out f --step s --products x -- true", "one of them"},
 		{"no agent", "run --step s --products x -- true", "--socket"},
 	} {

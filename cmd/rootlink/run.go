@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -31,6 +32,9 @@ leads back to the TPM. The bundle appears when all of it has succeeded.
 Paths are recorded relative to the working directory. Directories are walked;
 .git is left out. docs/recording.md has the rules.
 
+stdout is the command's own, so there is no --output json: what was recorded is
+printed by rootlink inspect --output json.
+
 Exit code: the command's own. 125 when rootlink itself failed, 126 when the
 command cannot be run, 127 when it is not found.`,
 		Example: `  rootlink run --step build --materials . --products hello -- go build -o hello .`,
@@ -41,6 +45,11 @@ command cannot be run, 127 when it is not found.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if c.ArgsLenAtDash() > 0 || c.ArgsLenAtDash() < 0 && len(args) > 0 {
 				return cli.Fail(cli.ExitRun, fmt.Errorf("unexpected argument %q", args[0]), "put the command behind --")
+			}
+			if cli.WantsJSON(c) {
+				// Nothing could tell the command's stdout from ours.
+				return cli.Fail(cli.ExitRun, errors.New("run has no --output json: stdout is the command's"),
+					"name the bundle with --bundle-out FILE; `rootlink inspect --output json FILE` prints what it says")
 			}
 			if c.Flags().Changed("bundle-dir") && s.BundleOut != "" {
 				return cli.Fail(cli.ExitRun, fmt.Errorf("both --bundle-dir and --bundle-out"), "give one of them")

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -68,8 +69,8 @@ func TestUnimplementedProfiles(t *testing.T) {
 		_, err = bundles.Recv()
 	}
 	wantCode(t, "FetchJWTBundles", err, codes.Unimplemented)
-	if msg := status.Convert(err).Message(); msg == "" {
-		t.Error("no sentence that says why")
+	if what, hint, found := strings.Cut(status.Convert(err).Message(), "; hint: "); what == "" || !found || hint == "" {
+		t.Error("no sentence that says why, and what to do")
 	}
 }
 

@@ -32,6 +32,7 @@ const maxFile = 1 << 20 // bytes
 type File struct {
 	path     string
 	sections map[string]*ast.ObjectList // "server", "agent"
+	starts   map[string]token.Pos       // of each section
 	plugins  []Plugin
 }
 
@@ -84,7 +85,7 @@ func Parse(path string, content []byte) (f *File, err error) {
 		}
 		return nil, usage(&Error{path, 1, err.Error()})
 	}
-	f = &File{path: path, sections: map[string]*ast.ObjectList{}}
+	f = &File{path: path, sections: map[string]*ast.ObjectList{}, starts: map[string]token.Pos{}}
 	seen := map[string]bool{}
 	for _, item := range tree.Node.(*ast.ObjectList).Items {
 		name := key(item, 0)
@@ -101,7 +102,7 @@ func Parse(path string, content []byte) (f *File, err error) {
 				return nil, err
 			}
 		default:
-			f.sections[name] = obj.List
+			f.sections[name], f.starts[name] = obj.List, item.Pos()
 		}
 		seen[name] = true
 	}
@@ -109,10 +110,14 @@ func Parse(path string, content []byte) (f *File, err error) {
 }
 
 // Apply sets the flags that the section names and the command line does not.
-// A key without a flag of that name is an error that names its line.
+// A key without a flag of that name is an error that names its line. So is a
+// file that configures another program: nothing in it would be used, in silence.
 func (f *File) Apply(section string, flags *pflag.FlagSet) error {
 	if list := f.sections[section]; list != nil {
 		return f.apply(section, list, flags, nil)
+	}
+	for other := range f.sections {
+		return f.errorf(f.starts[other], "a %s section and none for the %s, which reads this", other, section)
 	}
 	return nil
 }

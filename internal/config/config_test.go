@@ -143,6 +143,7 @@ func TestRefusesWithTheLine(t *testing.T) {
 		{"unknown section", "\nservr {}", 2, `unknown section "servr"`},
 		{"section as value", "server = 1", 1, "must be a block"},
 		{"second section", "server {}\nserver {}", 2, "second server"},
+		{"another program's file", "\nagent {\n  data_dir = \"x\"\n}", 2, "agent section and none for the server"},
 		{"unknown key", "server {\n  trust_domian = \"x\"\n}", 2, `unknown key "trust_domian" in server`},
 		{"hyphen", "server {\n  \"trust-domain\" = \"x\"\n}", 2, "unknown key"},
 		{"not a file key", "server {\n  config = \"x\"\n}", 2, "unknown key"},

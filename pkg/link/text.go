@@ -172,7 +172,7 @@ func (l *LinkResult) hardware(svid *node) {
 	ak := quote.add("AK "+c.AK.Name, software+"maker "+Clean(c.AK.Manufacturer)+", firmware "+Clean(c.AK.Firmware), "certified by "+Clean(c.AK.CertifiedBy))
 	host := ""
 	if c.EK.Host != "" {
-		host = "  host " + Clean(c.EK.Host)
+		host = "  " + hostName(c.EK.Host, c.EK.SHA256)
 	}
 	ek := ak.add("EK " + c.EK.SHA256 + host)
 	if c.Maker != nil {
@@ -180,6 +180,15 @@ func (l *LinkResult) hardware(svid *node) {
 	} else {
 		ek.add("ON THE ALLOW-LIST of trust.json, no maker's root")
 	}
+}
+
+// hostName is what the inventory calls the TPM's machine. An agent's ID repeats
+// the hash that stands before it.
+func hostName(host, ek string) string {
+	if path, ok := strings.CutSuffix(host, "/"+ek); ok && strings.HasPrefix(host, "spiffe://") {
+		return "agent " + Clean(path[strings.LastIndex(path, "/")+1:]) + "/" + short(ek)
+	}
+	return "host " + Clean(host)
 }
 
 func (l *LinkResult) failed(id string) bool {
@@ -198,7 +207,7 @@ func (l *LinkResult) prose(b *strings.Builder) {
 		for _, w := range l.TakenOnWordOf {
 			same := ""
 			if w.SameOperator {
-				same = " (same operator as the SVID authority)"
+				same = " (one operator runs it and the SVID authority)"
 			}
 			fmt.Fprintf(b, "  · %s: %s%s\n", Clean(w.What), Clean(w.Who), same)
 		}

@@ -190,7 +190,7 @@ func (v *linkVerifier) statementForm() (_ string, err error) {
 		Subjects: s.Subjects, Materials: len(s.Materials), ExitCode: s.Byproducts.ExitCode,
 		Git: s.Environment.Git, Started: s.Byproducts.Started, Finished: s.Byproducts.Finished,
 	}
-	return fmt.Sprintf("step %q, %d subjects, %d materials", s.Step, len(s.Subjects), len(s.Materials)), nil
+	return fmt.Sprintf("step %q, %s, %s", s.Step, count(len(s.Subjects), "subject"), count(len(s.Materials), "material")), nil
 }
 
 func (v *linkVerifier) identityMatch() (string, error) {

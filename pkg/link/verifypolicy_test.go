@@ -201,6 +201,13 @@ func TestRefusesEKOutsideTheInventory(t *testing.T) {
 	if res := s.accepts(t); res.Links[0].Chain.EK.Host != "builder-1" || !strings.Contains(res.Text(), "builder-1") {
 		t.Errorf("EK %+v", res.Links[0].Chain.EK)
 	}
+	// An agent's ID would say the hash a second time.
+	ek := hexOf(s.TPM.EKHash)
+	s.in.Links = nil
+	s.file.EK.Inventory[ek] = "spiffe://example.org/spire/agent/tpmnode/" + ek
+	if text := s.accepts(t).Text(); !strings.Contains(text, "agent tpmnode/"+ek[:12]+"…") {
+		t.Errorf("host in\n%s", text)
+	}
 }
 
 func TestRefusesStepThatTheIdentityMayNotSign(t *testing.T) {

@@ -32,7 +32,7 @@ func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream workl
 	return watch(s, stream.Context(), stream.Send, s.bundles)
 }
 
-const notYet = "this agent serves X.509-SVIDs only; %s are planned for a later version"
+const notYet = "this agent serves X.509-SVIDs only; hint: %s are planned for a later version; `rootlink-agent api fetch x509` fetches what there is"
 
 func (s *Server) FetchJWTSVID(context.Context, *workloadpb.JWTSVIDRequest) (*workloadpb.JWTSVIDResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, notYet, "JWT-SVIDs")
