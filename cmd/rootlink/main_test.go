@@ -30,7 +30,9 @@ func TestOwnFailuresOfRunAre125(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, tc := range []struct{ name, args, hint string }{
 		{"unknown flag", "run --stp x", "--help"},
-		{"no step", "run --products x -- true", "letters"},
+		{"nothing at all", "run", "--step NAME, --products PATH"},
+		{"no step", "run --products x -- true", "missing: --step"},
+		{"bad step", "run --step a/b --products x -- true", "letters"},
 		{"no command", "run --step s --products x", "behind --"},
 		{"command not behind --", "run --step s --products x true", "behind --"},
 		{"argument before --", "run --step s --products x a -- true", "behind --"},

@@ -44,8 +44,25 @@ func (r *state) write(s *Signed) error {
 	if err := files.Write(out, b, 0o644); err != nil {
 		return err
 	}
-	r.say("%s signed by %s", out, s.SPIFFEID)
+	if r.failed() {
+		r.say("the step FAILED with %s; recorded in %s and signed by %s", r.outcome(), out, s.SPIFFEID)
+	} else {
+		r.say("%s signed by %s", out, s.SPIFFEID)
+	}
+	if m := r.measured.GetMeasurement(); !m.GetRecorderProtected() {
+		r.say("the recorder is unprotected, so other programs of this user could sign in its place (%s): docs/recording.md, \"The recorder\"", m.GetUnprotectedReason())
+	}
 	return nil
+}
+
+// failed: the command failed and is recorded all the same.
+func (r *state) failed() bool {
+	c := r.stmt.Byproducts.ExitCode
+	return c != nil && *c != 0
+}
+
+func (r *state) outcome() string {
+	return describe(Status{Code: *r.stmt.Byproducts.ExitCode, Signal: r.stmt.Byproducts.Signal})
 }
 
 // writeLog writes a log under the name of its digest; one that is there
@@ -69,6 +86,10 @@ func (r *state) writeUnsigned(p *link.Prepared) error {
 	}
 	if err := files.Write(out, append(p.Payload(), '\n'), 0o644); err != nil {
 		return err
+	}
+	if r.failed() {
+		r.say("the step FAILED with %s; recorded in %s, which is NOT signed", r.outcome(), out)
+		return nil
 	}
 	r.say("%s is NOT signed", out)
 	return nil

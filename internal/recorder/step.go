@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -47,13 +48,21 @@ func (s *Step) validate() error {
 	usage := func(hint, format string, args ...any) error {
 		return cli.Fail(cli.ExitRun, fmt.Errorf(format, args...), hint)
 	}
+	var missing []string
+	if s.Name == "" {
+		missing = append(missing, "--step NAME")
+	}
+	if len(s.Products) == 0 {
+		missing = append(missing, "--products PATH (what the command makes: a statement is about the products of a step)")
+	}
+	if len(s.Command) == 0 {
+		missing = append(missing, "a command behind --")
+	}
 	switch {
+	case len(missing) > 0:
+		return usage("such as: rootlink run --step build --products hello -- make hello", "missing: %s", strings.Join(missing, ", "))
 	case !stepName.MatchString(s.Name):
 		return usage("letters, digits, dot, dash and underscore, at most 128", "--step %q is not a step name", s.Name)
-	case len(s.Command) == 0:
-		return usage("put it behind --: rootlink run --step build -- make", "no command to run")
-	case len(s.Products) == 0:
-		return usage("name what the command makes with --products", "nothing to sign: a statement is about the products of a step")
 	case s.IssueTimeout <= 0:
 		return usage("such as 5m", "--issue-timeout must be positive")
 	}

@@ -139,6 +139,7 @@ func TestStepFailsBeforeTheToolStarts(t *testing.T) {
 		}, 127, "name"},
 		{"not executable", func(t *testing.T, _ *issuer, s *Step) { write(t, "f", "x"); s.Command = []string{"./f"} }, 126, "chmod"},
 		{"no products", func(_ *testing.T, _ *issuer, s *Step) { s.Products = nil }, 125, "--products"},
+		{"nothing at all", func(_ *testing.T, _ *issuer, s *Step) { s.Name, s.Products, s.Command = "", nil, nil }, 125, "rootlink run --step"},
 		{"product outside", func(_ *testing.T, _ *issuer, s *Step) { s.Products = []string{"../x"} }, 125, "directory"},
 		{"no materials", func(_ *testing.T, _ *issuer, s *Step) { s.Materials = []string{"none"} }, 125, "path"},
 		{"no bundle directory", func(_ *testing.T, _ *issuer, s *Step) { s.BundleDir = "none" }, 125, "directory"},
@@ -187,6 +188,9 @@ func TestStepOfFailedCommand(t *testing.T) {
 	s.RecordFailure, s.BundleOut = true, "b.json"
 	if code, err := s.Run(); code != 7 || err != nil || left(t) != "b.json out" {
 		t.Errorf("%d, %v, left %q", code, err, left(t))
+	}
+	if w := s.words(t); !strings.Contains(w, "the step FAILED with exit code 7; recorded in b.json and signed by spiffe://") {
+		t.Errorf("a signed failure reads as a success: %s", w)
 	}
 	// Recording the failure fails too: the command's code still counts.
 	s.Products, s.BundleOut = []string{"none"}, "c.json"
