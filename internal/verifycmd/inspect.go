@@ -1,6 +1,7 @@
 package verifycmd
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -21,8 +22,9 @@ func InspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect FILE [--extract DIR]",
 		Short: "Show what is in a bundle, an SVID or trust.json, without verifying it",
-		Long: `Show what is in a bundle, an SVID (PEM or DER) or trust.json, without verifying
-it: nothing that is printed has been checked. "-" is standard input.
+		Long: `Show what is in a bundle, an SVID (PEM or DER), trust.json or an unsigned
+record, without verifying it: nothing that is printed has been checked. "-" is
+standard input.
 
 --extract writes the parts of a bundle or SVID into DIR, in the forms that other
 tools read, so that they can judge them:
@@ -49,12 +51,13 @@ tools read, so that they can judge them:
 type inspected struct {
 	kind     string
 	bundle   *link.Bundle
+	bare     []byte // a statement that nobody signed
 	cert     *x509.Certificate
 	evidence *attest.Evidence // nil: none
 	trust    *link.Trust
 }
 
-var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json")
+var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json, nor an unsigned record")
 
 func inspect(cmd *cobra.Command, name, extract string) error {
 	raw, err := cli.ReadInput(name, link.MaxBundle)
@@ -76,7 +79,11 @@ func inspect(cmd *cobra.Command, name, extract string) error {
 		}
 	} else {
 		var b strings.Builder
-		fmt.Fprintf(&b, "UNVERIFIED %s: nothing below was checked\n", strings.ReplaceAll(in.kind, "_", " "))
+		label := "UNVERIFIED"
+		if in.bare != nil {
+			label = "UNSIGNED"
+		}
+		fmt.Fprintf(&b, "%s %s: nothing below was checked\n", label, strings.ReplaceAll(in.kind, "_", " "))
 		v[2:].text(&b, "")
 		if _, err := fmt.Fprint(cmd.OutOrStdout(), b.String()); err != nil {
 			return err
@@ -105,6 +112,11 @@ func decode(raw []byte) (*inspected, error) {
 			return nil, err
 		}
 		in.cert = in.bundle.UnverifiedCertificate()
+	case link.IsStatement(raw):
+		// What run writes with --if-unavailable unsigned.
+		in.kind, in.bare = "statement", bytes.TrimSuffix(raw, []byte("\n"))
+		_, err = link.ParseStatement(in.bare)
+		return in, err
 	case block != nil && block.Type == "CERTIFICATE":
 		in.kind = "certificate"
 		if in.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
@@ -131,8 +143,13 @@ func (in *inspected) view() view {
 	if in.trust != nil {
 		return append(v, trustView(in.trust)...)
 	}
+	if in.bare != nil {
+		v.add("signed", false)
+		v.add("statement", statementView(in.bare))
+		return v
+	}
 	if in.bundle != nil {
-		v.add("statement", statementView(in.bundle))
+		v.add("statement", statementView(in.bundle.UnverifiedPayload()))
 	}
 	v.add("certificate", certificateView(in.cert))
 	if in.evidence == nil {
@@ -143,10 +160,10 @@ func (in *inspected) view() view {
 	return v
 }
 
-func statementView(b *link.Bundle) (v view) {
-	digest := link.PayloadDigest(b.UnverifiedPayload())
+func statementView(payload []byte) (v view) {
+	digest := link.PayloadDigest(payload)
 	v.add("payload_sha256", hex.EncodeToString(digest[:]))
-	s, err := b.UnverifiedStatement()
+	s, err := link.ParseStatement(payload)
 	if err != nil {
 		v.add("error", err.Error())
 		return v

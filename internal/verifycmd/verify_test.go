@@ -385,6 +385,32 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+// What run writes with --if-unavailable unsigned must not pass for signed.
+func TestInspectSaysUnsigned(t *testing.T) {
+	d := newDesk(t)
+	raw, err := os.ReadFile(d.path(bundleName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := link.ParseBundle(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "build.unsigned.json", append(b.UnverifiedPayload(), '\n'))
+	code, out, errOut := d.run(t, "inspect", "build.unsigned.json")
+	if code != cli.ExitOK || !strings.HasPrefix(out, "UNSIGNED statement") || !strings.Contains(out, "hello") {
+		t.Errorf("exit %d\n%s%s", code, out, errOut)
+	}
+	code, out, _ = d.run(t, "inspect", "--output", "json", "build.unsigned.json")
+	var v map[string]any
+	if err := json.Unmarshal([]byte(out), &v); err != nil || code != cli.ExitOK || v["signed"] != false || v["unverified"] != true {
+		t.Errorf("exit %d, %v\n%s", code, err, out)
+	}
+	if code, _, _ := d.run(t, "inspect", "build.unsigned.json", "--extract", d.path("x")); code != cli.ExitUsage {
+		t.Errorf("extract: exit %d", code)
+	}
+}
+
 // A peer judges what we extract: tpm2-tools, which share no code with us.
 func TestCheckquoteAcceptsExtractedQuote(t *testing.T) {
 	for _, banks := range [][]attest.PCRSelection{

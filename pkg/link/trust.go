@@ -332,6 +332,15 @@ func IsBundle(b []byte) bool {
 	return json.Unmarshal(b, &head) == nil && strings.HasPrefix(head.MediaType, "application/vnd.dev.sigstore.bundle")
 }
 
+// IsStatement says whether b looks like a bare in-toto statement, of which
+// nobody has signed anything.
+func IsStatement(b []byte) bool {
+	var head struct {
+		Type string `json:"_type"`
+	}
+	return json.Unmarshal(b, &head) == nil && strings.HasPrefix(head.Type, "https://in-toto.io/Statement/")
+}
+
 func parseCerts(what string, ders [][]byte) ([]*x509.Certificate, error) {
 	if len(ders) > MaxAuthorities {
 		return nil, malformed("%d %ss, at most %d allowed", len(ders), what, MaxAuthorities)
