@@ -33,6 +33,7 @@ const (
 	ratePath  = "/rate"
 	callers   = 900  // the agent lets one user have 1024 connections
 	offered   = 1020 // a second
+	warmUp    = time.Second
 	quoteTime = 250 * time.Millisecond
 )
 
@@ -42,6 +43,7 @@ type load struct {
 	Seconds float64 // that it was counted
 	Waits   samples // of those due then: until it was held
 	All     int     // signed, also while it was not counted
+	Quotes  int     // that they came from
 
 	Evidence samples       // of the same, until the TPM had committed to the key
 	Caller   time.Duration // CPU time that all of it took
@@ -107,10 +109,10 @@ func signerMain(ctx context.Context, args []string) error {
 	}()
 	var mu sync.Mutex
 	var l load
+	quotes := map[string]bool{}
 	var failed error
 	sign := func(s *step, at time.Time) bool {
-		var prepared time.Time
-		err := s.svid(ctx, digest, &prepared)
+		quote, prepared, err := s.svid(ctx, digest)
 		now := time.Now()
 		mu.Lock()
 		defer mu.Unlock()
@@ -119,6 +121,7 @@ func signerMain(ctx context.Context, args []string) error {
 			return false
 		}
 		l.All++
+		quotes[quote] = true
 		if now.After(counted) && now.Before(end) {
 			l.Signed++
 		}
@@ -153,7 +156,7 @@ func signerMain(ctx context.Context, args []string) error {
 		return err
 	}
 	l.Caller = time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
-	l.Seconds = length.Seconds()
+	l.Seconds, l.Quotes = length.Seconds(), len(quotes)
 	return json.NewEncoder(os.Stdout).Encode(l)
 }
 
@@ -162,44 +165,48 @@ type step struct{ workloadv1.IssuerClient }
 
 // svid gets a new key certified for the statement with the given digest, in
 // the two calls that `rootlink run` makes when a tool has ended.
-func (s *step) svid(ctx context.Context, digest [32]byte, prepared *time.Time) error {
+// It returns the quote, and when the TPM had made it.
+func (s *step) svid(ctx context.Context, digest [32]byte) (quote string, prepared time.Time, err error) {
 	ctx, cancel := context.WithTimeout(withHeader(ctx), time.Minute)
 	defer cancel()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return "", prepared, err
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		return err
+		return "", prepared, err
 	}
 	evidence, err := s.Prepare(ctx, &workloadv1.PrepareRequest{Spki: spki, PayloadSha256: digest[:]})
 	if err != nil {
-		return err
+		return "", prepared, err
 	}
-	*prepared = time.Now()
+	prepared = time.Now()
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35}, Value: evidence.GetEvidence()}}, // id-pe-cmw
 	}, key)
 	if err != nil {
-		return err
+		return "", prepared, err
 	}
 	issued, err := s.Issue(ctx, &workloadv1.IssueRequest{Csr: csr})
 	if err != nil {
-		return err
+		return "", prepared, err
 	}
 	if len(issued.GetX509Svid()) == 0 {
-		return errors.New("no SVID in the answer")
+		return "", prepared, errors.New("no SVID in the answer")
 	}
 	cert, err := x509.ParseCertificate(issued.GetX509Svid()[0])
 	if err != nil {
-		return err
+		return "", prepared, err
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
-		return errors.New("an SVID for another key")
+		return "", prepared, errors.New("an SVID for another key")
 	}
-	_, err = attest.FromCertificate(cert)
-	return err
+	e, err := attest.FromCertificate(cert)
+	if err != nil {
+		return "", prepared, err
+	}
+	return string(e.Attest), prepared, nil
 }
 
 // measuredSteps opens n connections that have all seen one tool stopped at its
@@ -306,25 +313,25 @@ func evidenceRate(ctx context.Context, b *bench) error {
 	if err := b.replaceAgent(quoteTime, 0, "batched"); err != nil {
 		return err
 	}
-	open, err := b.load(ctx, "open", "--callers", fmt.Sprint(callers), "--rate", fmt.Sprint(offered), "--warm", "1s", "--for", length.String())
+	open, err := b.load(ctx, "open", "--callers", fmt.Sprint(callers), "--rate", fmt.Sprint(offered), "--warm", warmUp.String(), "--for", length.String())
 	if err != nil {
 		return err
 	}
-	closed, err := b.load(ctx, "closed", "--callers", fmt.Sprint(callers), "--warm", "1s", "--for", length.String())
+	closed, err := b.load(ctx, "closed", "--callers", fmt.Sprint(callers), "--warm", warmUp.String(), "--for", length.String())
 	if err != nil {
 		return err
 	}
 	if err := b.replaceAgent(quoteTime, 1, "single"); err != nil {
 		return err
 	}
-	single, err := b.load(ctx, "single", "--callers", "8", "--warm", "1s", "--for", "8s")
+	single, err := b.load(ctx, "single", "--callers", "8", "--warm", warmUp.String(), "--for", "8s")
 	if err != nil {
 		return err
 	}
 	if err := b.replaceAgent(0, 0, "fast"); err != nil {
 		return err
 	}
-	fast, err := b.load(ctx, "fast", "--callers", fmt.Sprint(callers), "--warm", "1s", "--for", "5s")
+	fast, err := b.load(ctx, "fast", "--callers", fmt.Sprint(callers), "--warm", warmUp.String(), "--for", "5s")
 	if err != nil {
 		return err
 	}
@@ -334,8 +341,8 @@ func evidenceRate(ctx context.Context, b *bench) error {
 	}
 	b.out.line(fmt.Sprintf("SVIDs with evidence, 250 ms quotes, %d/s due", offered), fmt.Sprintf("%.0f/s", open.rate()), aim,
 		fmt.Sprintf("one leaf a quote: %.1f/s with 8 callers, p99 %s", single.rate(), short(single.Waits.at(0.99))))
-	// What a quote takes here: 250 ms and what the software TPM adds.
-	quote := time.Duration(float64(time.Second) / single.rate())
+	// Under this load: 250 ms, what the software TPM adds, and the wait for a CPU.
+	quote := time.Duration((open.Seconds + warmUp.Seconds()) / float64(open.Quotes) * float64(time.Second))
 	quotes := func(d time.Duration) string {
 		return fmt.Sprintf("%s = %.2f quotes", short(d), float64(d)/float64(quote))
 	}
@@ -344,7 +351,8 @@ func evidenceRate(ctx context.Context, b *bench) error {
 		aim += " OVER"
 	}
 	b.out.line("of these, p99 from due to held", fmt.Sprintf("%s (p50 %s)", quotes(open.Waits.at(0.99)), short(open.Waits.at(0.5))), aim,
-		"until the TPM had committed to it, p99: "+quotes(open.Evidence.at(0.99)))
+		fmt.Sprintf("until the TPM had committed to it, p99: %s; a quote took %s, for %d SVIDs; %s",
+			quotes(open.Evidence.at(0.99)), short(quote), open.All/open.Quotes, open.cpu()))
 	b.out.line(fmt.Sprintf("the same, %d callers without a pause", callers), fmt.Sprintf("%.0f/s, p99 %s", closed.rate(), short(closed.Waits.at(0.99))), "",
 		fmt.Sprintf("at most %.0f/s, as each waits for two quotes", callers/(2*quoteTime.Seconds())))
 	b.out.line("the same, quotes as fast as swtpm's", fmt.Sprintf("%.0f/s, p99 %s", fast.rate(), short(fast.Waits.at(0.99))), "", fast.cpu())

@@ -408,7 +408,7 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 		return nil, status.Error(codes.FailedPrecondition, "nothing was prepared on this connection; hint: call Prepare first")
 	}
 	p := st.prepared
-	if err := checkCSR(req.GetCsr(), p); err != nil {
+	if err := s.cfg.Issuer.InTurn(func() error { return checkCSR(req.GetCsr(), p) }); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := s.stepEnded(c); err != nil {

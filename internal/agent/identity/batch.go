@@ -12,19 +12,23 @@ import (
 )
 
 const (
-	maxBatch      = 500              // CSRs in one call; stock SPIRE refuses more
+	// maxBatch is how many CSRs share a call; stock SPIRE refuses more than 500.
+	// All of a call are answered together, so large ones would make the oldest
+	// wait for the youngest.
+	maxBatch      = 64
 	maxBatchBytes = 2 << 20          // bytes of CSRs in one call, half of gRPC's default limit
 	signTimeout   = 10 * time.Second // one call
 )
 
-// batcher gathers CSRs: the first goes out at once, those that arrive while a
-// call runs share the next.
+// batcher gathers CSRs: the first ones go out at once, those that arrive while
+// calls run share the next.
 type batcher struct {
-	sign func(context.Context, []upstream.SignRequest) ([]upstream.SignResult, error)
+	sign  func(context.Context, []upstream.SignRequest) ([]upstream.SignResult, error)
+	calls int // at once; 0 means 1
 
 	mu      sync.Mutex
 	queue   []*signItem
-	running bool
+	running int // loops, each with at most one call
 }
 
 type signItem struct {
@@ -38,8 +42,8 @@ func (b *batcher) do(ctx context.Context, req upstream.SignRequest) ([][]byte, e
 	it := &signItem{ctx: ctx, req: req, done: make(chan upstream.SignResult, 1)}
 	b.mu.Lock()
 	b.queue = append(b.queue, it)
-	if !b.running {
-		b.running = true
+	if b.running < max(1, b.calls) {
+		b.running++
 		go b.loop()
 	}
 	b.mu.Unlock()
@@ -106,7 +110,7 @@ func (b *batcher) take() []*signItem {
 	}
 	b.queue = b.queue[n:]
 	if len(batch) == 0 {
-		b.running = false
+		b.running--
 	}
 	return batch
 }

@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -124,7 +125,14 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	if err != nil {
 		return nil, i.quoteError(err)
 	}
-	rec, err := attest.ParseRecord(resp.GetEvidence())
+	var rec *attest.Evidence
+	var ext pkix.Extension
+	err = i.InTurn(func() (err error) {
+		if rec, err = attest.ParseRecord(resp.GetEvidence()); err == nil {
+			ext, err = rec.Extension()
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("quoter's evidence: %w", err)
 	}
@@ -132,10 +140,6 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	if rec.Payload != l.Payload || rec.Nonce != nonce || rec.AgentKey != sess.KeyHash || rec.KeyOrigin != l.Origin ||
 		rec.Executable != l.Executable || rec.Tool != l.Tool || rec.Recorder != l.Recorder {
 		return nil, errors.New("quoter's evidence commits to something else than it was asked for")
-	}
-	ext, err := rec.Extension()
-	if err != nil {
-		return nil, fmt.Errorf("encode evidence: %w", err)
 	}
 	return &Evidence{Record: rec, Extension: ext.Value, nonce: nonce, session: sess}, nil
 }

@@ -48,15 +48,48 @@ func TestBatchGathers(t *testing.T) {
 		start := time.Now()
 		ask(0)
 		synctest.Wait()
-		for i := 1; i <= 700; i++ {
+		for i := 1; i <= 3*maxBatch-10; i++ {
 			ask(i)
 		}
 		wg.Wait()
-		if !slices.Equal(sizes, []int{1, 500, 200}) {
-			t.Errorf("batches %v, want 1, 500, 200", sizes)
+		if want := []int{1, maxBatch, maxBatch, maxBatch - 10}; !slices.Equal(sizes, want) {
+			t.Errorf("batches %v, want %v", sizes, want)
 		}
-		if d := time.Since(start); d != 3*time.Second {
+		if d := time.Since(start); d != 4*time.Second {
 			t.Errorf("took %v", d)
+		}
+	})
+}
+
+// TestBatchCallsAtOnce: a second call does not wait for the first, a third does.
+func TestBatchCallsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		running, most := 0, 0
+		b := &batcher{calls: 2, sign: func(_ context.Context, reqs []upstream.SignRequest) ([]upstream.SignResult, error) {
+			mu.Lock()
+			running++
+			most = max(most, running)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			running--
+			mu.Unlock()
+			return make([]upstream.SignResult, len(reqs)), nil
+		}}
+		var wg sync.WaitGroup
+		start := time.Now()
+		for range 5 {
+			wg.Go(func() {
+				if _, err := b.do(t.Context(), upstream.SignRequest{}); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		wg.Wait()
+		if d := time.Since(start); most != 2 || d != 2*time.Second {
+			t.Errorf("%d calls at once, %v in all", most, d)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -32,6 +33,9 @@ type quoter struct {
 	ctx      context.Context // ends with the plugin
 	cancel   context.CancelFunc
 	runner   sync.WaitGroup
+	// encoding holds a token for each record that is being encoded. All leaves
+	// of a quote are let go at once; in turns the oldest get on with theirs.
+	encoding chan struct{}
 
 	mu      sync.Mutex // guards all below
 	waiting []*request // in order of arrival
@@ -69,7 +73,7 @@ func newQuoter(n *node, maxBatch int, now func() time.Time) *quoter {
 	if maxBatch <= 0 || maxBatch > attest.MaxLeaves {
 		maxBatch = attest.MaxLeaves
 	}
-	q := &quoter{node: n, maxBatch: maxBatch, now: now}
+	q := &quoter{node: n, maxBatch: maxBatch, now: now, encoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	q.ctx, q.cancel = context.WithCancel(context.Background())
 	return q
 }
@@ -160,11 +164,13 @@ func (p *Plugin) Quote(ctx context.Context, req *tpmv1.QuoteRequest) (_ *tpmv1.Q
 	if err != nil {
 		return nil, err
 	}
-	e, err := n.q.commit(ctx, id, leaf, pcrs)
+	res, err := n.q.wait(ctx, id, leaf, pcrs)
 	if err != nil {
 		return nil, err
 	}
-	b, err := e.MarshalRecord()
+	n.q.encoding <- struct{}{}
+	b, err := n.q.evidence(id, leaf, res).MarshalRecord()
+	<-n.q.encoding
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "evidence: %v", err)
 	}
@@ -219,13 +225,13 @@ func (n *node) leaf(m *tpmv1.Leaf) (*attest.Leaf, error) {
 	return l, nil
 }
 
-// commit waits for a quote that covers leaf and assembles its evidence.
-func (q *quoter) commit(ctx context.Context, id *certified, leaf *attest.Leaf, pcrs []attest.PCRSelection) (*attest.Evidence, error) {
+// wait waits for a quote that covers leaf.
+func (q *quoter) wait(ctx context.Context, id *certified, leaf *attest.Leaf, pcrs []attest.PCRSelection) (res result, err error) {
 	r := &request{ctx: ctx, leaf: leaf, pcrs: pcrs, key: attest.FormatPCRs(pcrs), done: make(chan result, 1)}
 	q.mu.Lock()
 	if q.ctx.Err() != nil {
 		q.mu.Unlock()
-		return nil, status.Error(codes.Unavailable, "the plugin is closing")
+		return res, status.Error(codes.Unavailable, "the plugin is closing")
 	}
 	q.waiting = append(q.waiting, r)
 	if !q.running {
@@ -235,22 +241,26 @@ func (q *quoter) commit(ctx context.Context, id *certified, leaf *attest.Leaf, p
 	}
 	q.mu.Unlock()
 
-	var res result
 	select {
 	case res = <-r.done:
 	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
+		return res, status.FromContextError(ctx.Err()).Err()
 	}
 	if res.err != nil {
-		return nil, deviceStatus("quote", res.err)
+		return res, deviceStatus("quote", res.err)
 	}
 	if string(res.c.AKName) != string(id.akName) {
 		// The TPM was cleared meanwhile and has a new AK, which nobody certified.
 		q.mu.Lock()
 		q.cert = nil
 		q.mu.Unlock()
-		return nil, status.Error(codes.FailedPrecondition, "the attestation key was replaced: the node must attest again first")
+		return res, status.Error(codes.FailedPrecondition, "the attestation key was replaced: the node must attest again first")
 	}
+	return res, nil
+}
+
+// evidence assembles what a quote says of leaf.
+func (q *quoter) evidence(id *certified, leaf *attest.Leaf, res result) *attest.Evidence {
 	e := &attest.Evidence{
 		Attest: res.c.Attest, Signature: res.c.Signature, PCRs: res.c.PCRs,
 		AKCert: id.chain[0], EKChain: id.ek.Chain, EventLog: q.eventLogDigest(),
@@ -262,7 +272,7 @@ func (q *quoter) commit(ctx context.Context, id *certified, leaf *attest.Leaf, p
 	if len(e.EKChain) == 0 {
 		e.EKPublic = id.ek.SPKI
 	}
-	return e, nil
+	return e
 }
 
 // eventLogDigest names the boot event log, which does not change until reboot.
