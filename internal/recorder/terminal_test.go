@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,6 +60,15 @@ func newTerminal(t *testing.T) *terminal {
 	c.Dir = t.TempDir()
 	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	// Tests that run in the background (nohup, a script's &) were started with
+	// some of these ignored, and a shell hands on what it was given.
+	caught := make(chan os.Signal, 1)
+	defer signal.Stop(caught)
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(caught, sig)
+		}
+	}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
