@@ -9,9 +9,11 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -124,6 +126,7 @@ func entryCreate(at *location) *cobra.Command {
 			return err
 		}
 		adviseEntry(c, made)
+		adviseParent(ctx, c, cl, made)
 		return emitEntry(c, made)
 	})
 	return c
@@ -140,6 +143,28 @@ func adviseEntry(c *cobra.Command, e *types.Entry) {
 		}
 		if s.Type == "binary" && !slices.Contains(binaryKinds, strings.SplitAfterN(s.Value, ":", 2)[0]) {
 			note(c, "no program shows a selector like binary:%s, so nothing will match; `rootlink whoami` prints those there are", s.Value)
+		}
+	}
+}
+
+// adviseParent says when nothing stands where an entry hangs, which is right
+// for a machine that is yet to come, and else a typing error that nobody
+// notices: the entry is simply never issued for.
+func adviseParent(ctx context.Context, c *cobra.Command, cl *client, e *types.Entry) {
+	id := e.GetParentId()
+	switch {
+	case id.GetPath() == "/spire/server":
+	case strings.HasPrefix(id.GetPath(), "/spire/agent/"):
+		_, err := cl.agent.GetAgent(ctx, &agentv1.GetAgentRequest{Id: id, OutputMask: &types.AgentMask{}})
+		if status.Code(err) == codes.NotFound {
+			note(c, "no agent with the parent's ID has attested yet, and the entry is issued for by no other; `rootlink-server agent list` shows those there are")
+		}
+	default:
+		r, err := cl.entry.ListEntries(ctx, &entryv1.ListEntriesRequest{
+			Filter: &entryv1.ListEntriesRequest_Filter{BySpiffeId: id}, OutputMask: &types.EntryMask{}, PageSize: 1,
+		})
+		if err == nil && len(r.Entries) == 0 {
+			note(c, "no entry makes anything spiffe://%s%s, so nothing is issued under it until one does; `rootlink-server entry create --node` makes an alias of nodes", id.GetTrustDomain(), id.GetPath())
 		}
 	}
 }
@@ -268,6 +293,7 @@ func entryUpdate(at *location) *cobra.Command {
 			return noEntry(err)
 		}
 		adviseEntry(c, r.Results[0].Entry)
+		adviseParent(ctx, c, cl, r.Results[0].Entry)
 		return emitEntry(c, r.Results[0].Entry)
 	})
 	return c
