@@ -90,10 +90,11 @@ func TestRefusesTooManyOpenCalls(t *testing.T) {
 	n := w.attest(w.newTPM(), attestOptions{})
 	for _, c := range []struct {
 		name, method string
+		most         int
 		conns        func() *grpc.ClientConn
 	}{
-		{"nobody", "/spire.api.server.bundle.v1.Bundle/GetBundle", func() *grpc.ClientConn { return w.dialTCP(nil) }},
-		{"agent", "/spire.api.server.svid.v1.SVID/BatchNewX509SVID", func() *grpc.ClientConn { return n.conn }},
+		{"nobody", "/spire.api.server.bundle.v1.Bundle/GetBundle", maxCallsOfAddress, func() *grpc.ClientConn { return w.dialTCP(nil) }},
+		{"agent", "/spire.api.server.svid.v1.SVID/BatchNewX509SVID", maxCallsOfAgent, func() *grpc.ClientConn { return n.conn }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -108,7 +109,7 @@ func TestRefusesTooManyOpenCalls(t *testing.T) {
 				return ended
 			}
 			ended := make(chan error)
-			for range maxStreamsOfOne + 1 {
+			for range c.most + 1 {
 				one := open()
 				go func() {
 					select {

@@ -65,9 +65,9 @@ type Server struct {
 	// signatures spares leaves under one quote the checks that they share.
 	signatures *attest.Signatures
 
-	streams openStreams
-	count   counters
-	cache   authorizedCache
+	calls openCalls
+	count counters
+	cache authorizedCache
 
 	closing sync.Once
 	closed  error
@@ -174,6 +174,7 @@ func (s *Server) Run(ctx context.Context) error {
 	remote := grpc.NewServer(append(s.interceptors(false),
 		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
 		grpc.InTapHandle(s.tap),
+		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),

@@ -18,42 +18,50 @@ import (
 // it, and waits for the rest of one as long as the sender likes. These bound
 // what that costs.
 const (
-	maxStreamsOfOne   = 64  // calls open at once by one agent, or from one address without an agent's SVID
-	maxStreamsOfCrowd = 256 // by all addresses together
+	maxCallsOfAgent = 64 // open at once, with the SVID of one agent
+	// Of one address without such an SVID. An attestation reads nothing before
+	// the rate limit lets it, so there is no bound on those of all addresses: a
+	// few of them could keep every node out.
+	maxAttestationsOfAddress = 64
+	maxCallsOfAddress        = 16
+	maxCallsOfAddresses      = 128 // of all together, attestations apart
+
+	// window is how much of what nobody has asked for yet is kept of a call; by
+	// itself gRPC lets it grow to megabytes.
+	window     = 256 << 10
+	connWindow = 1 << 20
 )
 
-// openStreams counts the calls that are open.
-type openStreams struct {
+// openCalls counts the calls that are open.
+type openCalls struct {
 	mu    sync.Mutex
-	by    map[string]int // guarded by mu; by agent ID or address
-	crowd int            // guarded by mu; of addresses
+	by    map[string]int // guarded by mu
+	crowd int            // guarded by mu; not by agents, and no attestations
 }
 
-func (o *openStreams) begin(who string, agent bool) bool {
+func (o *openCalls) begin(who string, most int, crowd bool) (end func(), ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.by[who] >= maxStreamsOfOne || !agent && o.crowd >= maxStreamsOfCrowd {
-		return false
+	if o.by[who] >= most || crowd && o.crowd >= maxCallsOfAddresses {
+		return nil, false
 	}
 	if o.by == nil {
 		o.by = make(map[string]int)
 	}
-	o.by[who]++
-	if !agent {
-		o.crowd++
+	add := func(n int) {
+		if o.by[who] += n; o.by[who] == 0 {
+			delete(o.by, who)
+		}
+		if crowd {
+			o.crowd += n
+		}
 	}
-	return true
-}
-
-func (o *openStreams) end(who string, agent bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.by[who]--; o.by[who] == 0 {
-		delete(o.by, who)
-	}
-	if !agent {
-		o.crowd--
-	}
+	add(1)
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		add(-1)
+	}, true
 }
 
 // tap looks at a call on TCP when its headers have come, before any of its
@@ -72,20 +80,24 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 		s.count.add("call_refused/no_certificate")
 		return nil, status.Errorf(codes.PermissionDenied, "authorization denied for method %s", info.FullMethodName)
 	}
-	who, agent := addressOf(p.Addr), false
-	if len(certs) > 0 {
+	who, most, crowd := "call "+addressOf(p.Addr), maxCallsOfAddress, true
+	if info.FullMethodName == attestMethod {
+		who, most, crowd = "attestation "+addressOf(p.Addr), maxAttestationsOfAddress, false
+	} else if len(certs) > 0 {
 		if id, err := idOf(certs[0], s.cfg.td); err == nil && strings.HasPrefix(id.Path(), "/spire/agent/") {
-			who, agent = id.String(), true
+			who, most, crowd = id.String(), maxCallsOfAgent, false
 		}
 	}
-	if !s.streams.begin(who, agent) {
+	end, ok := s.calls.begin(who, most, crowd)
+	if !ok {
 		s.count.add("call_refused/too_many")
 		return nil, status.Error(codes.ResourceExhausted, "too many calls at once")
 	}
-	context.AfterFunc(ctx, func() { s.streams.end(who, agent) })
-	if agent || info.FullMethodName == attestMethod { // which counts its rounds itself
+	context.AfterFunc(ctx, end)
+	if !crowd {
 		return ctx, nil
 	}
+	// Agents wait for signatures, and attestations count their rounds.
 	limited, cancel := context.WithTimeout(ctx, s.cfg.RoundTimeout)
 	context.AfterFunc(ctx, cancel)
 	return limited, nil
