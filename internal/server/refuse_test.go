@@ -322,22 +322,6 @@ func TestRefusesMerklePathWithWrongIndexOrSize(t *testing.T) {
 	}
 }
 
-// The TPM was reset and its agent was not: somebody may have replayed any boot
-// into the PCRs. The node has to attest again, and then all is well.
-func TestRefusesEvidenceAfterATPMReset(t *testing.T) {
-	w, n, step, _ := issuer(t, nil)
-	n.tpm.Reboot(true)
-	n.refused("tpm_reset", step, n.csr(n.step("/build")))
-	_, err := n.sign(step, newCSR(t, forge.P256(t), nil))
-	if r := reasonOf(err); r.String() != "AGENT_NOT_ATTESTED" {
-		t.Fatalf("the agent is not told to attest again: %v", err)
-	}
-	n = w.attest(n.tpm, attestOptions{})
-	if _, err := n.sign(step, n.csr(n.step("/build"))); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A second AK of a TPM is alarmed; from then on the first counts no more.
 func TestRefusesEvidenceByAnEarlierAK(t *testing.T) {
 	w := newWorld(t, nil)

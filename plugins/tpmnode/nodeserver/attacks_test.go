@@ -164,12 +164,43 @@ func TestMakersNameNeedsTheMakersRoot(t *testing.T) {
 	}
 }
 
+// TestAgentIDIsNeverTheAgentsChoice: A says all it can to be taken for B, on a
+// server that knows B by its maker and by the allow-list. Whoever it attests,
+// it is not B.
 func TestAgentIDIsNeverTheAgentsChoice(t *testing.T) {
-	h := newHost(t, "", nil)
-	a, b := newAgent(t, h), newAgent(t, h)
-	r := mustAttest(t, h, a)
-	if id := wire.AgentID(trustDomain, b.tpm.EKHash); r.attributes.SpiffeId == id {
-		t.Errorf("attested as %s", id)
+	for name, tt := range map[string]struct {
+		lie    func(r *tpmv1.AttestRequest, a, b *forge.TPM)
+		reason string // empty: attested, as A
+	}{
+		"B's public key":              {func(r *tpmv1.AttestRequest, _, b *forge.TPM) { r.EkPublic = b.EKPublic }, "ek_mismatch"},
+		"B's certificate":             {func(r *tpmv1.AttestRequest, _, b *forge.TPM) { r.EkChain = b.EKChain }, "ek_mismatch"},
+		"B's public key, none of B's": {func(r *tpmv1.AttestRequest, _, b *forge.TPM) { r.EkChain, r.EkPublic = nil, b.EKPublic }, "activation"},
+		"B's EK":                      {func(r *tpmv1.AttestRequest, _, b *forge.TPM) { r.EkChain, r.EkPublic = b.EKChain, b.EKPublic }, "activation"},
+		"B's certificate behind its own": {func(r *tpmv1.AttestRequest, a, b *forge.TPM) {
+			r.EkChain = [][]byte{a.EKChain[0], a.EKChain[1], b.EKChain[0]}
+		}, ""},
+		"B's certificate before its own": {func(r *tpmv1.AttestRequest, a, b *forge.TPM) {
+			r.EkChain = [][]byte{b.EKChain[0], a.EKChain[1], a.EKChain[0]}
+		}, "ek_mismatch"},
+		"B's AK": {func(r *tpmv1.AttestRequest, _, b *forge.TPM) {
+			r.AkPublic, r.AkCreationData = b.AKPublic, b.AKCreationData
+			r.AkCreationAttest, r.AkCreationSignature = b.AKCreationAttest, b.AKCreationSig
+		}, "activation"},
+		"no lie": {func(*tpmv1.AttestRequest, *forge.TPM, *forge.TPM) {}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, "", nil)
+			a, b := newAgent(t, h), newAgent(t, h)
+			h.write(t, "allow", hex.EncodeToString(b.tpm.EKHash[:]))
+			a.request = func(r *tpmv1.AttestRequest) { tt.lie(r, a.tpm, b.tpm) }
+			if tt.reason != "" {
+				mustRefuse(t, h, a, codes.PermissionDenied, tt.reason)
+				return
+			}
+			if id := mustAttest(t, h, a).attributes.SpiffeId; id != wire.AgentID(trustDomain, a.tpm.EKHash) {
+				t.Errorf("attested as %s", id)
+			}
+		})
 	}
 }
 

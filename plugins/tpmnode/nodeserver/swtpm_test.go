@@ -224,3 +224,51 @@ func TestSWTPMThatWasClearedIsTheSameNodeWithAnAlarm(t *testing.T) {
 		t.Errorf("alarms %q", h.alarmKinds())
 	}
 }
+
+// TestSWTPMAfterAPowerCutIsTheSameNode: a reset that nobody announced (safe=0,
+// the clock may have gone back) is no alarm at the next attestation, and the
+// counter that evidence is judged by has moved.
+func TestSWTPMAfterAPowerCutIsTheSameNode(t *testing.T) {
+	h := newHostAt(t, time.Now(), "refuse_ak_change = true", nil)
+	a := newRealAgent(t)
+	h.trust(t, a)
+	first, err := a.relay(t, h, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.tpm.RestartUnclean()
+	h.advance(time.Minute)
+	second, err := a.relay(t, h, nil, nil)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, h.logged())
+	}
+	if first.SpiffeId != second.SpiffeId || h.alarmKinds() != "" {
+		t.Errorf("%s became %s, alarms %q", first.SpiffeId, second.SpiffeId, h.alarmKinds())
+	}
+	before, after := h.attested[0].Quote, h.attested[1].Quote
+	if after.ResetCount <= before.ResetCount || after.Safe {
+		t.Errorf("reset count %d after %d, safe %t", after.ResetCount, before.ResetCount, after.Safe)
+	}
+}
+
+// TestRefusesSWTPMThatWasClearedWhereConfigured: whoever wants to hear of each
+// new AK from a person first.
+func TestRefusesSWTPMThatWasClearedWhereConfigured(t *testing.T) {
+	h := newHostAt(t, time.Now(), "", nil)
+	a := newRealAgent(t)
+	h.trust(t, a)
+	if err := h.loaded.Configure(t.Context(), h.hcl("refuse_ak_change = true")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.relay(t, h, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.tpm.Clear()
+	h.advance(time.Minute)
+	if _, err := a.relay(t, h, nil, nil); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("got %v", err)
+	}
+	if h.alarmKinds() != "ak_changed:true" {
+		t.Errorf("alarms %q", h.alarmKinds())
+	}
+}
