@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -212,15 +213,23 @@ func (w *world) launch(name, program string, args ...string) (*daemon, error) {
 	defer f.Close()
 	d.cmd.Stdout, d.cmd.Stderr = f, f
 	// A group of its own: ^C on the terminal is ours to act on, in order.
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := d.cmd.Start(); err != nil {
+	// If we are killed it dies with the thread that started it, which stays
+	// with it for that.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer close(d.done)
+		err := d.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = d.cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	w.daemons = append(w.daemons, d)
-	go func() {
-		_ = d.cmd.Wait()
-		close(d.done)
-	}()
 	return d, nil
 }
 

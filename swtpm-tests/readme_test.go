@@ -7,10 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rootlink/rootlink/internal/swtpmtest"
 )
 
 // The README is run as it stands: the "By hand" blocks in their order, the
@@ -69,6 +72,7 @@ func (s *shell) serve(name, text string) {
 	}
 	done := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(done) }()
+	swtpmtest.AtDeath(s.t, `kill -KILL -- "-$1"`, strconv.Itoa(cmd.Process.Pid))
 	s.t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		select {
@@ -125,6 +129,7 @@ func TestREADME(t *testing.T) {
 		"rootlink-server run", "rootlink-server run --listen "+address,
 		"ROOTLINK=$PWD", "ROOTLINK="+repo,
 	)}
+	swtpmtest.AtDeath(t, `"$1/scripts/software-tpm" stop "$2/rootlink/tpm"; rm -rf "$2"`, repo, home)
 	t.Cleanup(func() {
 		_ = exec.Command("../scripts/software-tpm", "stop", filepath.Join(home, "rootlink", "tpm")).Run()
 		os.RemoveAll(home)

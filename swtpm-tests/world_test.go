@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -71,6 +72,7 @@ func tail(b []byte, n int) []byte {
 }
 
 func (w *world) setup(env *testscript.Env) error {
+	swtpmtest.AtDeath(w.t, `rm -rf "$1"; rmdir "${1%/*}"`, env.WorkDir)
 	env.Defer(w.end)
 	env.Setenv("PATH", binDir+":"+env.Getenv("PATH"))
 	env.Setenv("TD", "example.org")
@@ -310,13 +312,22 @@ func (w *world) start(ts *testscript.TestScript, name string, argv []string) *da
 	d.cmd.Dir = ts.MkAbs(".")
 	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
 	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"), "PATH="+ts.Getenv("PATH"))
-	ts.Check(d.cmd.Start())
+	// Dies with us, whatever we die of: with the thread that started it, which
+	// therefore stays with it.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
 	w.daemons[name] = d
 	go func() {
-		_ = d.cmd.Wait()
+		runtime.LockOSThread()
+		err := d.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = d.cmd.Wait()
+		}
 		logFile.Close()
 		close(d.done)
 	}()
+	ts.Check(<-started)
 	return d
 }
 

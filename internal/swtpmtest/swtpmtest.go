@@ -96,6 +96,9 @@ func Start(t testing.TB, opts ...Option) *TPM {
 	if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	// The TPM goes by itself (see start), its directory does not. What it still
+	// writes while it dies may come between, hence twice.
+	AtDeath(t, `rm -rf "$1" || { sleep 1; rm -rf "$1"; }`, dir)
 	s := &TPM{t: t, dir: dir, socket: filepath.Join(dir, "s"), Maker: c.maker}
 	t.Cleanup(func() {
 		s.kill(syscall.SIGKILL)
