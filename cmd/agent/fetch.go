@@ -86,10 +86,10 @@ func fetchX509(c *cobra.Command, socket, dir string, watch bool) error {
 	}
 }
 
-// explain splits the agent's "; hint:" off into a hint.
+// explain makes a hint of the one in the agent's message.
 func explain(err error) error {
-	msg, hint, found := strings.Cut(status.Convert(err).Message(), "; hint: ")
-	if !found {
+	msg, hint := cli.CutHint(status.Convert(err).Message())
+	if hint == "" {
 		return cli.FromRPC(err)
 	}
 	return cli.Hint(errors.New(msg), hint)

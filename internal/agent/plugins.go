@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strings"
 
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
@@ -54,7 +53,7 @@ func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plug
 	return p, nil
 }
 
-// hinted splits a hint off that came through the plugin interface as text.
+// hinted gives a plugin's refusal of its configuration an exit code and its hint.
 func hinted(err error) error {
 	if e, ok := errors.AsType[*catalog.ConfigureError](err); ok {
 		code := cli.ExitInternal
@@ -63,11 +62,7 @@ func hinted(err error) error {
 		}
 		return cli.Fail(code, err, e.Hint)
 	}
-	msg, hint, found := strings.Cut(err.Error(), "hint: ")
-	if !found {
-		return err
-	}
-	return cli.Hint(errors.New(strings.TrimRight(msg, "; (")), strings.TrimRight(hint, ")"))
+	return err
 }
 
 // Close ends them.

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"strings"
 	"testing"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -11,6 +10,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/cli"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
 
@@ -69,7 +69,7 @@ func TestUnimplementedProfiles(t *testing.T) {
 		_, err = bundles.Recv()
 	}
 	wantCode(t, "FetchJWTBundles", err, codes.Unimplemented)
-	if what, hint, found := strings.Cut(status.Convert(err).Message(), "; hint: "); what == "" || !found || hint == "" {
+	if what, hint := cli.CutHint(status.Convert(err).Message()); what == "" || hint == "" {
 		t.Error("no sentence that says why, and what to do")
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +24,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/cli"
 )
 
 // MaxMessage is the largest message in bytes that either end of a plugin
@@ -170,11 +171,8 @@ func (p *Plugin) Configure(ctx context.Context, hcl string) error {
 }
 
 func refusal(plugin string, code codes.Code, text string) *ConfigureError {
-	msg, hint, _ := strings.Cut(text, "hint: ")
-	return &ConfigureError{
-		Plugin: plugin, Code: code,
-		Message: strings.TrimRight(msg, "\n (;"), Hint: strings.TrimSuffix(hint, ")"),
-	}
+	msg, hint := cli.CutHint(text)
+	return &ConfigureError{Plugin: plugin, Code: code, Message: msg, Hint: hint}
 }
 
 // Validate asks whether the plugin could use a configuration, and returns its

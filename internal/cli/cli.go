@@ -111,6 +111,25 @@ func HintOf(err error) string {
 	return ""
 }
 
+// hintMark stands between a message and its hint where only text can travel:
+// gRPC statuses and SPIRE's plugin interface carry nothing else.
+const hintMark = "; hint: "
+
+// JoinHint puts a hint, if there is one, behind a message. CutHint takes it off
+// again.
+func JoinHint(msg, hint string) string {
+	if hint == "" {
+		return msg
+	}
+	return msg + hintMark + hint
+}
+
+// CutHint is the reverse of JoinHint.
+func CutHint(text string) (msg, hint string) {
+	msg, hint, _ = strings.Cut(text, hintMark)
+	return msg, hint
+}
+
 // Report prints "error: what happened" and "hint: what to do" to w and returns
 // the exit code. It prints nothing for nil or a Status. Further lines are
 // indented so that both words are found at line starts only. Errors quote files

@@ -131,7 +131,7 @@ func agentError(err error) error {
 	if !ok {
 		return cli.Fail(cli.ExitRun, err, cli.HintOf(err))
 	}
-	what, hint, _ := strings.Cut(st.Message(), "; hint: ")
+	what, hint := cli.CutHint(st.Message())
 	e := &AgentError{Code: st.Code(), Message: what}
 	if hint == "" {
 		switch st.Code() {

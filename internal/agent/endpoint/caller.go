@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/workload"
 )
 
@@ -176,11 +177,7 @@ func attestError(err error) error {
 // callerError is the one place that turns what can be wrong with a caller into
 // a status.
 func callerError(err error) error {
-	msg := err.Error()
-	if h := workload.Hint(err); h != "" {
-		msg += "; hint: " + h
-	}
-	return status.Error(codes.PermissionDenied, msg)
+	return status.Error(codes.PermissionDenied, cli.JoinHint(err.Error(), workload.Hint(err)))
 }
 
 // peerCredentials carry the caller from the listener to the handlers.

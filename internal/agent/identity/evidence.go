@@ -153,11 +153,7 @@ func (i *Issuer) quoteError(err error) error {
 		i.node.Uncertified()
 		code = codes.Unavailable
 	}
-	what, hint, ok := strings.Cut(st.Message(), "\nhint: ")
-	if ok {
-		what += "; hint: " + hint
-	}
-	return status.Errorf(code, "quote: %s", what)
+	return status.Errorf(code, "quote: %s", st.Message())
 }
 
 // Current says whether ev still names the agent's present SVID. After the agent

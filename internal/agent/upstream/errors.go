@@ -4,13 +4,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/join"
 )
 
@@ -26,7 +26,7 @@ const BannedHint = "an operator can lift the ban with `rootlink-server agent evi
 
 // BannedStatus is ErrBanned for a workload.
 func BannedStatus() error {
-	return status.Error(codes.PermissionDenied, ErrBanned.Error()+"; hint: "+BannedHint)
+	return status.Error(codes.PermissionDenied, cli.JoinHint(ErrBanned.Error(), BannedHint))
 }
 
 // refusedError is a call that failed because the server refused the agent
@@ -113,7 +113,7 @@ func (e *callError) Hint() string  { return e.hint }
 // pluginError is a failure of the node attestor, which puts its hint behind
 // the message: text is all that the plugin interface carries.
 func pluginError(err error) error {
-	msg, hint, _ := strings.Cut(status.Convert(err).Message(), "\nhint: ")
+	msg, hint := cli.CutHint(status.Convert(err).Message())
 	return &callError{"node attestor", msg, hint, err}
 }
 

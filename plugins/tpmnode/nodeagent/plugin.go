@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/tpm"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
@@ -181,11 +182,7 @@ func deviceStatus(what string, err error) error {
 		// Not PermissionDenied, on which a SPIRE agent gives up for good.
 		code = codes.Aborted
 	}
-	msg := fmt.Sprintf("%s: %v", what, err)
-	if h := tpm.Hint(err); h != "" {
-		msg += "\nhint: " + h
-	}
-	return status.Error(code, msg)
+	return status.Error(code, cli.JoinHint(fmt.Sprintf("%s: %v", what, err), tpm.Hint(err)))
 }
 
 // slogTo lets internal/tpm log through the host's logger.

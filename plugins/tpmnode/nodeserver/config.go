@@ -97,12 +97,7 @@ func ekType(public any) string {
 }
 
 // withHint is err for somebody who sees nothing but this text.
-func withHint(err error) string {
-	if h := cli.HintOf(err); h != "" {
-		return err.Error() + " (hint: " + h + ")"
-	}
-	return err.Error()
-}
+func withHint(err error) string { return cli.JoinHint(err.Error(), cli.HintOf(err)) }
 
 // load checks a configuration and reads what it names. Without create it only
 // checks, and makes neither a CA nor a directory.

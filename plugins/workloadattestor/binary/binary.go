@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/workload"
 )
 
@@ -55,11 +56,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (_
 	}
 	m, err := workload.NewMeasurer(opts)
 	if err != nil {
-		msg := err.Error()
-		if h := workload.Hint(err); h != "" {
-			msg += "; hint: " + h
-		}
-		return nil, status.Error(codes.FailedPrecondition, msg)
+		return nil, status.Error(codes.FailedPrecondition, cli.JoinHint(err.Error(), workload.Hint(err)))
 	}
 	if err := m.Limitation(); err != nil {
 		p.log.Warn("Only processes of this user can be attested", "reason", err.Error(), "hint", workload.Hint(err))
