@@ -30,7 +30,7 @@ func bundleShow(at *location) *cobra.Command {
 	c.Flags().StringVar(&format, "format", "pem", "pem, or spiffe for a SPIFFE bundle document")
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
 		if format != "pem" && format != "spiffe" {
-			return cli.Usage("", "--format %q is neither pem nor spiffe", format)
+			return cli.Usage("pem for agents and openssl, spiffe for SPIFFE bundle endpoints", "--format %q is neither pem nor spiffe", format)
 		}
 		b, certs, err := cl.authorities(ctx)
 		if err != nil {

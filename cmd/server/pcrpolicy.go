@@ -81,6 +81,8 @@ they differ on every machine and would make a policy that one machine meets.`,
 				return cli.Hint(err, "add these values to it with --add-profile, or choose another --name")
 			case codes.NotFound:
 				return noAgent(err)
+			case codes.InvalidArgument:
+				return cli.Hint(err, "choose PCRs that only a reset of the machine resets, not 16 or 23, such as --pcrs sha256:7")
 			case codes.FailedPrecondition:
 				return cli.Hint(err, "only an agent that attested with a TPM shows PCR values, and only those that the server asks it to quote")
 			}

@@ -42,7 +42,7 @@ func trustExport(at *location) *cobra.Command {
 	fs.BoolVar(&anyNode, "any-node", false, "accept any genuine TPM, not only those that attested here")
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
 		if format != "rootlink" && format != "sigstore" {
-			return cli.Usage("", "--format %q is neither rootlink nor sigstore", format)
+			return cli.Usage("rootlink for `rootlink verify`, sigstore for cosign", "--format %q is neither rootlink nor sigstore", format)
 		}
 		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode}
 		for _, k := range layoutKeys {

@@ -52,6 +52,7 @@ type PolicyMismatch struct {
 	From, To time.Time // set when the profile is not valid then
 }
 
+// Error names each PCR that differs, and both values.
 func (e *PolicyMismatch) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "PCR policy %s (revision %d) is not met; nearest profile %s", e.Policy, e.Revision, e.Profile)

@@ -35,7 +35,10 @@ type CheckError struct {
 	Err error
 }
 
+// Error is the check's ID and why it failed.
 func (e *CheckError) Error() string { return e.ID + ": " + e.Err.Error() }
+
+// Unwrap returns why the check failed.
 func (e *CheckError) Unwrap() error { return e.Err }
 
 // Reasons of checks that Verify makes itself.

@@ -58,10 +58,16 @@ func NewTrust(f TrustFile) (*Trust, error) {
 	return t, nil
 }
 
-// Serial, Issued, Expires and TrustDomain are those of the file.
-func (t *Trust) Serial() uint64      { return t.file.Serial }
-func (t *Trust) Issued() time.Time   { return t.file.Issued }
-func (t *Trust) Expires() time.Time  { return t.file.Expires }
+// Serial rises with each file that a server writes.
+func (t *Trust) Serial() uint64 { return t.file.Serial }
+
+// Issued is when the file was written.
+func (t *Trust) Issued() time.Time { return t.file.Issued }
+
+// Expires is when the file may no longer be used.
+func (t *Trust) Expires() time.Time { return t.file.Expires }
+
+// TrustDomain is the name of the trust domain that the file is about.
 func (t *Trust) TrustDomain() string { return t.td.Name() }
 
 // Authorities returns the SVID authorities with their windows.

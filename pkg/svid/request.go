@@ -26,6 +26,7 @@ const (
 	Server
 )
 
+// String is the profile in words, for errors and logs.
 func (p Profile) String() string {
 	names := [...]string{Workload: "workload", Issuer: "issuer", Minted: "minted", Agent: "agent", Server: "server"}
 	if p == 0 || int(p) >= len(names) {
