@@ -147,7 +147,11 @@ func cmdPublic(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { _ = os.RemoveAll(dir) })
 	ts.Check(os.Chmod(dir, 0o755))
 	for _, name := range args[1:] {
-		b, err := os.ReadFile(filepath.Join(binDir, name))
+		from := binDir
+		if !strings.HasPrefix(name, "rootlink") {
+			from = helperDir
+		}
+		b, err := os.ReadFile(filepath.Join(from, name))
 		ts.Check(err)
 		ts.Check(os.WriteFile(filepath.Join(dir, name), b, 0o755))
 	}

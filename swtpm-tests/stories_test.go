@@ -13,8 +13,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// binDir holds the programs under test.
-var binDir string
+// binDir holds the programs under test, helperDir what the stories use beside them.
+var binDir, helperDir string
 
 func TestMain(m *testing.M) {
 	code, err := buildAndRun(m)
@@ -26,33 +26,38 @@ func TestMain(m *testing.M) {
 }
 
 // buildAndRun takes the programs that ROOTLINK_BIN names (make test has just
-// built them) or builds them itself.
+// built them) or builds them itself. The stories' own helpers it always builds.
 func buildAndRun(m *testing.M) (int, error) {
-	binDir = os.Getenv("ROOTLINK_BIN")
-	if binDir == "" {
-		tmp, err := os.MkdirTemp("", "rootlink-bin-")
-		if err != nil {
-			return 1, err
-		}
-		defer os.RemoveAll(tmp)
-		binDir = tmp
+	tmp, err := os.MkdirTemp("", "rootlink-bin-")
+	if err != nil {
+		return 1, err
 	}
-	for name, pkg := range map[string]string{
-		"rootlink-server": "./cmd/server", "rootlink-agent": "./cmd/agent", "rootlink": "./cmd/rootlink", "resign": "./examples/resign",
-		"borrow": "./swtpm-tests/borrow",
-	} {
-		out := filepath.Join(binDir, name)
-		if _, err := os.Stat(out); err == nil {
-			continue
+	defer os.RemoveAll(tmp)
+	helperDir, binDir = tmp, os.Getenv("ROOTLINK_BIN")
+	if binDir == "" {
+		binDir = tmp
+		for name, pkg := range map[string]string{"rootlink-server": "./cmd/server", "rootlink-agent": "./cmd/agent", "rootlink": "./cmd/rootlink"} {
+			if err := build(name, pkg); err != nil {
+				return 1, err
+			}
 		}
-		cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
-		cmd.Dir = ".."
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return 1, fmt.Errorf("go build %s: %w\n%s", pkg, err, text)
+	}
+	for name, pkg := range map[string]string{"resign": "./examples/resign", "borrow": "./swtpm-tests/borrow"} {
+		if err := build(name, pkg); err != nil {
+			return 1, err
 		}
 	}
 	return m.Run(), nil
+}
+
+func build(name, pkg string) error {
+	cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(helperDir, name), pkg)
+	cmd.Dir = ".."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", pkg, err, text)
+	}
+	return nil
 }
 
 func TestStories(t *testing.T) {

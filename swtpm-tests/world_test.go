@@ -74,7 +74,7 @@ func tail(b []byte, n int) []byte {
 func (w *world) setup(env *testscript.Env) error {
 	swtpmtest.AtDeath(w.t, `rm -rf "$1"; rmdir "${1%/*}"`, env.WorkDir)
 	env.Defer(w.end)
-	env.Setenv("PATH", binDir+":"+env.Getenv("PATH"))
+	env.Setenv("PATH", binDir+":"+helperDir+":"+env.Getenv("PATH"))
 	env.Setenv("TD", "example.org")
 	env.Setenv("ADMIN", filepath.Join(env.WorkDir, "admin.sock"))
 	env.Setenv("SOCKET", filepath.Join(env.WorkDir, "agent.sock"))
