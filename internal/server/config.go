@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -102,8 +103,8 @@ func (c Config) check() (*settings, error) {
 	setDefault(&s.AdminSocket, filepath.Join(c.DataDir, "admin.sock"))
 	// A Unix socket path is bounded by sockaddr_un; the kernel's own message
 	// for it ("invalid argument") helps nobody.
-	if len(s.AdminSocket) > 107 {
-		fail("admin socket path %q is longer than 107 bytes", s.AdminSocket)
+	if len(s.AdminSocket) > cli.MaxSocketPath {
+		fail("admin socket path %q is longer than %d bytes", s.AdminSocket, cli.MaxSocketPath)
 	}
 	if (c.AttestationCACert == "") != (c.AttestationCAKey == "") {
 		fail("attestation CA: certificate and key go together")

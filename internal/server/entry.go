@@ -235,9 +235,11 @@ func (e *entryService) BatchDeleteEntry(ctx context.Context, req *entryv1.BatchD
 	for _, id := range req.Ids {
 		r := &entryv1.BatchDeleteEntryResponse_Result{Id: id, Status: okStatus()}
 		resp.Results = append(resp.Results, r)
-		switch err := e.s.store.DeleteEntry(ctx, id); {
-		case id == "":
+		if id == "" {
 			r.Status = &types.Status{Code: int32(codes.InvalidArgument), Message: "missing entry ID"}
+			continue
+		}
+		switch err := e.s.store.DeleteEntry(ctx, id); {
 		case errors.Is(err, store.ErrNotFound):
 			r.Status = &types.Status{Code: int32(codes.NotFound), Message: "entry not found"}
 		case err != nil:

@@ -32,6 +32,7 @@ func (s *Server) sameBoot(in *issuance, v *attest.Verified) error {
 	// signed this, so nobody else can bring it about. Whoever has attested again
 	// or was banned meanwhile stays as he is.
 	detail := fmt.Sprintf("reset count %d, attested with %d", q.ResetCount, node.ResetCount)
+	// Not the call's context: a caller that hangs up does not keep its place.
 	err := s.store.EvictAgent(context.Background(), in.agent.ID, in.agent.Serial, "tpm_reset", detail)
 	switch {
 	case err == nil:

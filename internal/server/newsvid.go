@@ -241,7 +241,10 @@ func (s *Server) checkLeaf(in *issuance, entry *store.Entry, csr *x509.Certifica
 	if err != nil {
 		return err
 	}
-	if err := s.leaves.use(hash, in.now); err != nil {
+	switch err := s.leaves.use(hash, in.now); {
+	case errors.Is(err, errReplayFull):
+		return stale("replay_cache_full", err)
+	case err != nil:
 		return stale("leaf_replayed", err)
 	}
 	// The copy that goes into the certificate says which policy let it pass;
@@ -264,9 +267,10 @@ func verifyRefusal(err error) error {
 		return stale("evidence", err)
 	}
 	code := codes.PermissionDenied
-	switch c.ID {
-	case "nonce.fresh", "ak_cert.time", "leaf.agent_key":
-		code = codes.Aborted
+	for _, mendable := range []error{attest.ErrNonceExpired, attest.ErrNonceForeign, attest.ErrNonceFuture, attest.ErrAKCertTime, attest.ErrWrongAgent} {
+		if errors.Is(err, mendable) {
+			code = codes.Aborted
+		}
 	}
 	return &refusal{"evidence_" + snakeID(c.ID), code, err}
 }

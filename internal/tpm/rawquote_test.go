@@ -50,8 +50,10 @@ func TestRefusesRawQuoteRequest(t *testing.T) {
 	for name, c := range map[string]struct{ got, want [32]byte }{
 		"as a nonce":    {[32]byte(signed(d.QuoteNode(ctx, sel, forged, "example.org", [32]byte{}))), attest.NodeExtraData(forged, ak.Name, "example.org", [32]byte{})},
 		"as a key hash": {[32]byte(signed(d.QuoteNode(ctx, sel, [32]byte{}, "example.org", forged))), attest.NodeExtraData([32]byte{}, ak.Name, "example.org", forged)},
-		"as a trust domain": {[32]byte(signed(d.QuoteNode(ctx, sel, [32]byte{}, string(forged[:]), [32]byte{}))),
-			attest.NodeExtraData([32]byte{}, ak.Name, string(forged[:]), [32]byte{})},
+		"as a trust domain": {
+			[32]byte(signed(d.QuoteNode(ctx, sel, [32]byte{}, string(forged[:]), [32]byte{}))),
+			attest.NodeExtraData([32]byte{}, ak.Name, string(forged[:]), [32]byte{}),
+		},
 	} {
 		if c.got != c.want || c.got == forged {
 			t.Errorf("%s: the TPM signed %x, want our hash %x", name, c.got, c.want)

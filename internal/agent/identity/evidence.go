@@ -60,7 +60,7 @@ func NewSubject(values []string) (Subject, error) {
 	if !found {
 		return s, errors.New("workload attestor did not measure the executable")
 	}
-	s.Selectors = sorted(s.Selectors)
+	s.Selectors = attest.SortSelectors(s.Selectors)
 	return s, nil
 }
 

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	mrand "math/rand/v2"
 	"runtime"
 	"slices"
 	"time"
@@ -134,10 +133,11 @@ func (i *Issuer) issue(ctx context.Context, e *Entry, s Subject) (*SVID, error) 
 	if err != nil {
 		return nil, err
 	}
+	now := i.now()
 	return &SVID{
 		Entry: e, Chain: chain, KeyDER: keyDER,
 		NotAfter: chain[0].NotAfter,
-		RenewAt:  halfLife(i.now(), chain[0].NotAfter),
+		RenewAt:  now.Add(upstream.HalfLife(now, chain[0].NotAfter)),
 	}, nil
 }
 
@@ -240,17 +240,6 @@ func (i *Issuer) Sign(ctx context.Context, e *Entry, csr []byte, key crypto.Publ
 		return nil, fmt.Errorf("server issued %q for an entry of %q", id, e.SPIFFEID)
 	}
 	return chain, nil
-}
-
-// halfLife is the moment at which about half of what is left is over.
-func halfLife(now, end time.Time) time.Time {
-	part := 0.5 * (0.9 + 0.2*mrand.Float64())
-	return now.Add(time.Duration(part * float64(end.Sub(now))))
-}
-
-func sorted(s []string) []string {
-	slices.Sort(s)
-	return slices.Compact(s)
 }
 
 // cacheKey names an SVID: another executable, or in evidence other selectors,

@@ -266,5 +266,5 @@ func sameView(a, b *View) bool {
 }
 
 func sameCerts(a, b []*x509.Certificate) bool {
-	return slices.EqualFunc(a, b, func(x, y *x509.Certificate) bool { return x.Equal(y) })
+	return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
 }

@@ -40,7 +40,7 @@ func (n *Node) attest(ctx context.Context) (*Session, error) {
 	s, err := n.attestOnce(ctx)
 	if err != nil && isUnknownAuthority(err) {
 		if berr := n.cfg.Trust.Bootstrap(ctx); berr != nil {
-			return nil, fmt.Errorf("%w (and asking the bootstrap source again failed: %v)", err, berr)
+			return nil, fmt.Errorf("%w (and asking the bootstrap source again failed: %w)", err, berr)
 		}
 		n.cfg.Log.Info("server has an authority that was not known; asked the bootstrap source")
 		s, err = n.attestOnce(ctx)

@@ -128,7 +128,7 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 		n.cfg.Log.Info("attested", "agent_id", s.ID.String(), "expires", s.leaf().NotAfter.UTC().Format(time.RFC3339))
 
-		timer := time.NewTimer(halfLife(n.cfg.Now(), s.leaf().NotAfter))
+		timer := time.NewTimer(HalfLife(n.cfg.Now(), s.leaf().NotAfter))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -422,9 +422,9 @@ func (n *Node) NoteServerTime(server time.Time) {
 	}
 }
 
-// halfLife is the wait until about half of what is left before end, with a
+// HalfLife is the wait until about half of what is left before end, with a
 // tenth of jitter so that a fleet that started together does not stay together.
-func halfLife(now, end time.Time) time.Duration {
+func HalfLife(now, end time.Time) time.Duration {
 	return max(jitter(end.Sub(now)/2, 0.1), 100*time.Millisecond)
 }
 

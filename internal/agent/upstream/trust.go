@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -148,7 +147,7 @@ func (t *Trust) Set(as []*x509.Certificate, now time.Time) (changed bool, err er
 		return false, errors.New("server's bundle holds no authority")
 	}
 	t.mu.Lock()
-	same := equalCerts(t.authorities, as) && !t.fromSource
+	same := slices.EqualFunc(t.authorities, as, (*x509.Certificate).Equal) && !t.fromSource
 	if !same {
 		t.authorities, t.fromSource = as, false
 	}
@@ -169,18 +168,6 @@ func (t *Trust) Set(as []*x509.Certificate, now time.Time) (changed bool, err er
 		return true, fmt.Errorf("save bundle: %w", err)
 	}
 	return true, nil
-}
-
-func equalCerts(a, b []*x509.Certificate) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if !bytes.Equal(a[i].Raw, b[i].Raw) {
-			return false
-		}
-	}
-	return true
 }
 
 // PEMFile is a Source that reads authorities from a PEM file each time it is

@@ -1,6 +1,8 @@
 package nodeagent
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -46,23 +48,23 @@ func parseConfig(trustDomain, text string) (*config, error) {
 		return nil, fmt.Errorf("unknown configuration keys: %s", strings.Join(slices.Sorted(maps.Keys(h.UnusedKeys)), ", "))
 	}
 	if trustDomain == "" {
-		return nil, fmt.Errorf("the host gave no trust domain")
+		return nil, errors.New("the host gave no trust domain")
 	}
 	if h.QuoterSocket != "" {
-		return nil, fmt.Errorf("quoter_socket is not supported yet: this version serves its quoter to the rootlink agent only")
+		return nil, errors.New("quoter_socket is not supported yet: this version serves its quoter to the rootlink agent only")
 	}
 	if h.DataDir == "" {
-		return nil, fmt.Errorf("data_dir is required: it keeps the attestation key between runs")
+		return nil, errors.New("data_dir is required: it keeps the attestation key between runs")
 	}
 	if !filepath.IsAbs(h.DataDir) {
 		return nil, fmt.Errorf("data_dir %q is not an absolute path", h.DataDir)
 	}
 	c := &config{
 		trustDomain:  trustDomain,
-		eventLogPath: or(h.EventLogPath, tpm.DefaultEventLogPath),
-		imaLogPath:   or(h.IMALogPath, tpm.DefaultIMALogPath),
+		eventLogPath: cmp.Or(h.EventLogPath, tpm.DefaultEventLogPath),
+		imaLogPath:   cmp.Or(h.IMALogPath, tpm.DefaultIMALogPath),
 		device: tpm.Options{
-			Address:           or(h.TPMPath, defaultDevice),
+			Address:           cmp.Or(h.TPMPath, defaultDevice),
 			DataDir:           h.DataDir,
 			AllowSharedDevice: h.AllowSharedDevice,
 		},
@@ -80,11 +82,4 @@ func parseConfig(trustDomain, text string) (*config, error) {
 		c.device.EKTypes = append(c.device.EKTypes, tpm.EKType(t))
 	}
 	return c, nil
-}
-
-func or(s, fallback string) string {
-	if s == "" {
-		return fallback
-	}
-	return s
 }
