@@ -39,13 +39,18 @@ func (m *Measurer) fileSystem(pid, fd int) (fsInfo, error) {
 	}
 	if name == "" {
 		// Not in the process's mount table: a memfd, or a mount that was
-		// detached or lies in yet another namespace.
+		// detached, lies in yet another namespace, or above a chroot.
 		dev, err := deviceOf(fd)
 		if err != nil {
 			return fsInfo{}, err
 		}
-		if dev == m.memfd {
+		switch {
+		case dev == m.memfd:
 			return fsInfo{name: "memfd"}, nil
+		case dev == m.rootDev && m.rootFS != "":
+			// In a chroot the table leaves out the mount that / lies on. What lies
+			// on the file system of our own root is as good as we are.
+			return fsInfo{name: m.rootFS, cacheable: localFileSystems[m.rootFS]}, nil
 		}
 		return fsInfo{}, fmt.Errorf("process %d: a mount outside its mount namespace: %w", pid, ErrFileSystem)
 	}
@@ -125,6 +130,24 @@ func deviceOf(fd int) (uint64, error) {
 		return 0, err
 	}
 	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
+}
+
+// rootFileSystem returns the device and type of the file system that our own
+// root lies on; "" for a type that mounts of others could share a device with
+// (an overlay, a network) or that is not local.
+func rootFileSystem() (dev uint64, name string, err error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, "/", unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
+		return 0, "", err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/", &fs); err != nil {
+		return 0, "", err
+	}
+	name = map[int64]string{
+		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.F2FS_SUPER_MAGIC: "f2fs",
+	}[int64(fs.Type)]
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), name, nil
 }
 
 // memfdDevice is the device of the kernel's own tmpfs, where every memfd lives.

@@ -43,6 +43,8 @@ type Options struct {
 type Measurer struct {
 	missing []string
 	memfd   uint64          // st_dev of memfd files
+	rootDev uint64          // st_dev of our own /
+	rootFS  string          // its type, "" when it does not vouch for files
 	extra   map[string]bool // Options.AllowFileSystems
 	budget  *budget
 	slots   chan struct{} // one token for each file being hashed
@@ -101,6 +103,9 @@ func NewMeasurer(o Options) (*Measurer, error) {
 	}
 	if m.memfd, err = memfdDevice(); err != nil {
 		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	if m.rootDev, m.rootFS, err = rootFileSystem(); err != nil {
+		return nil, fmt.Errorf("root file system: %w", err)
 	}
 	return m, nil
 }

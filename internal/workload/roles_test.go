@@ -27,6 +27,14 @@ func runRole(role string, args []string) int {
 		for in.Scan() {
 		}
 		return 0
+	case "chroot": // args: directory; its executable then lies above its root
+		if err := unix.Chroot(args[0]); err != nil {
+			return fail(err)
+		}
+		say("ready")
+		for in.Scan() {
+		}
+		return 0
 	case "connect": // args: socket
 		c, err := dial()
 		if err != nil {

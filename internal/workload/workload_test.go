@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/needs"
 )
 
 // TestMain lets this test binary be started as another program: the attacks
@@ -426,4 +428,42 @@ func TestPidZeroHasHint(t *testing.T) {
 	if !errors.Is(err, ErrForeignPID) || !strings.Contains(Hint(err), "hostPID") {
 		t.Errorf("%v, hint %q", err, Hint(err))
 	}
+}
+
+func TestMeasureInChroot(t *testing.T) {
+	needs.Root(t)
+	// A build root: the mount that the executable lies on is above the
+	// process's root, so its mount table does not list it.
+	m, err := NewMeasurer(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.rootFS == "" {
+		needs.Missing(t, "our own / is not on a local file system")
+	}
+	program := filepath.Join(t.TempDir(), "program")
+	copyExe(t, program)
+	if dev, err := deviceOfPath(program); err != nil || dev != m.rootDev {
+		needs.Missing(t, "the test's directory is not on the file system of /")
+	}
+	c := exec.Command(program, t.TempDir())
+	r := startCmd(t, c, "chroot")
+	r.wait(t, "ready")
+	if _, err := m.Measure(t.Context(), c.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	// A file system that is not ours stays out.
+	m.rootDev++
+	if _, err := m.Measure(t.Context(), c.Process.Pid); !errors.Is(err, ErrFileSystem) {
+		t.Errorf("a mount that nobody lists: %v", err)
+	}
+}
+
+func deviceOfPath(path string) (uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return deviceOf(int(f.Fd()))
 }
