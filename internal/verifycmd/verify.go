@@ -17,6 +17,7 @@ type verifyOptions struct {
 	trust, state, identity, layout string
 	revocations                    []string
 	notBefore                      string
+	verbose                        bool
 }
 
 // VerifyCommand returns `rootlink verify`.
@@ -52,6 +53,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
+	f.BoolVar(&o.verbose, "verbose", false, "list every check, also those that passed")
 	return cmd
 }
 
@@ -104,9 +106,14 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 			return err
 		}
 	}
-	if cli.WantsJSON(cmd) {
+	switch {
+	case cli.WantsJSON(cmd):
 		err = cli.PrintJSON(cmd.OutOrStdout(), res)
-	} else {
+	case o.verbose:
+		_, err = fmt.Fprint(cmd.OutOrStdout(), res.VerboseText())
+	case verdict != nil:
+		_, err = fmt.Fprint(cmd.OutOrStdout(), res.Text(), "--verbose lists them.\n")
+	default:
 		_, err = fmt.Fprint(cmd.OutOrStdout(), res.Text())
 	}
 	if err != nil {
@@ -148,7 +155,7 @@ func hint(f *link.Failure, err error) string {
 	case "revocation":
 		return "do not use what it made; make it again with tools and machines that are trusted"
 	case "bundle.form":
-		return "see what is in it: rootlink inspect FILE"
+		return "this is not, or not all of, what `rootlink run` wrote: get it again from where it was made; `rootlink inspect FILE` shows what a file holds"
 	case "svid.authority":
 		return "the trust.json may be older than the authority that signed: export a new one"
 	case "requirement.match":

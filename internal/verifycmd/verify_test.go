@@ -250,7 +250,7 @@ func TestVerifyExitCodes(t *testing.T) {
 		"broken bundle": {
 			func(t *testing.T, d *desk) { d.write(t, bundleName, []byte("not JSON")) },
 			[]string{bundleName},
-			cli.ExitCrypto, "hint: see what is in it",
+			cli.ExitCrypto, "hint: this is not, or not all of",
 		},
 		"forged signature": {func(t *testing.T, d *desk) {
 			raw, err := os.ReadFile(d.path(bundleName))
@@ -382,6 +382,41 @@ func TestInspect(t *testing.T) {
 	}
 	if code, _, _ := d.run(t, "inspect", "trust.json", "--extract", d.path("x")); code != cli.ExitUsage {
 		t.Errorf("exit %d", code)
+	}
+}
+
+// A refusal is read by somebody in a hurry: what failed comes first, what
+// passed on request, and a broken chain is not said to prove anything.
+func TestRefusalIsShort(t *testing.T) {
+	d := newDesk(t)
+	d.write(t, "other", []byte("another"))
+	for _, tc := range []struct {
+		name    string
+		content []byte // of the bundle, nil: as it is
+		code    int
+	}{
+		{"empty bundle", []byte{}, cli.ExitCrypto},
+		{"no bundle", []byte("{}"), cli.ExitCrypto},
+		{"other artifact", nil, cli.ExitPolicy},
+	} {
+		if tc.content != nil {
+			d.write(t, "bad"+link.BundleSuffix, tc.content)
+		}
+		name := map[bool]string{true: "bad" + link.BundleSuffix, false: bundleName}[tc.content != nil]
+		code, out, errOut := d.verify(t, name, "other")
+		if code != tc.code || !strings.HasPrefix(out, "✗ REFUSED") || !strings.Contains(errOut, "hint:") {
+			t.Errorf("%s: exit %d\n%s%s", tc.name, code, out, errOut)
+		}
+		if n := strings.Count(out, "\n"); n > 30 || strings.Contains(out, "✓") || strings.Contains(out, "Proved by the TPM") {
+			t.Errorf("%s: %d lines\n%s", tc.name, n, out)
+		}
+		if tc.code == cli.ExitCrypto && (!strings.Contains(out, "not established: who signed") || strings.Contains(out, "AK ")) {
+			t.Errorf("%s: a broken chain\n%s", tc.name, out)
+		}
+		_, out, _ = d.verify(t, "--verbose", name, "other")
+		if !strings.Contains(out, "✓ trust.window") || !strings.Contains(out, "✗ artifact.subject") || tc.code == cli.ExitCrypto && strings.Contains(out, "Proved by") {
+			t.Errorf("%s: verbose\n%s", tc.name, out)
+		}
 	}
 }
 

@@ -100,6 +100,9 @@ func (b *Bundle) Marshal() ([]byte, error) {
 // ParseBundle decodes a bundle and checks its form: exactly the fields that
 // Sign writes, once each.
 func ParseBundle(raw []byte) (*Bundle, error) {
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return nil, malformed("the bundle is empty")
+	}
 	if err := scanJSON(raw, MaxBundle); err != nil {
 		return nil, fmt.Errorf("bundle: %w", err)
 	}

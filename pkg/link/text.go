@@ -12,11 +12,20 @@ import (
 )
 
 // Text renders r for people: the chain as a tree, then what was proved by
-// whom. Strings out of signed files are cleaned, so that none can move the
-// cursor and rewrite the verdict above it.
-func (r *Result) Text() string {
+// whom. A refusal is short: why, all that failed, and what was established in
+// spite of it. Strings out of signed files are cleaned, so that none can move
+// the cursor and rewrite the verdict above it.
+func (r *Result) Text() string { return r.text(false) }
+
+// VerboseText is Text with every check.
+func (r *Result) VerboseText() string { return r.text(true) }
+
+func (r *Result) text(verbose bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", r.headline())
+	verified := r.Verdict == VerdictVerified
+	// What a broken chain claims is not repeated as if it were so.
+	broken := r.Failure != nil && r.Failure.Class == ClassCryptographic
 	if f := r.Failure; f != nil {
 		where := ""
 		if f.Link != "" {
@@ -24,26 +33,61 @@ func (r *Result) Text() string {
 		}
 		fmt.Fprintf(&b, "  %s%s (%s, check %s)\n", where, Clean(f.Message), f.Class, f.Check)
 	}
-	for i := range r.Links {
-		fmt.Fprintln(&b)
-		r.Links[i].tree(r).print(&b, "", "")
+	if !verbose {
+		r.listFurther(&b)
+	}
+	if broken {
+		r.gaps(&b)
+	} else {
+		for i := range r.Links {
+			fmt.Fprintln(&b)
+			r.Links[i].tree(r).print(&b, "", "")
+		}
 	}
 	for _, a := range r.Artifacts {
-		if len(a.Matches) == 0 {
+		if len(a.Matches) == 0 && !broken {
 			fmt.Fprintf(&b, "\n%s  %s\n└── NO LINK\n", Clean(a.Name), a.content())
 		}
 	}
-	for i := range r.Links {
-		r.Links[i].prose(&b)
+	if verified || verbose && !broken {
+		for i := range r.Links {
+			r.Links[i].prose(&b)
+		}
 	}
 	fmt.Fprintf(&b, "\nJudged at %s (%s), with trust.json of %s, serial %d.\n", stamp(r.Time.At), r.Time.Source, Clean(r.Trust.TrustDomain), r.Trust.Serial)
-	if len(r.Artifacts) == 0 && r.Verdict == VerdictVerified {
+	if len(r.Artifacts) == 0 && verified {
 		b.WriteString("No artifact was given: nothing was compared with the link's products.\n")
 	}
-	if r.Verdict != VerdictVerified {
+	switch {
+	case verbose:
 		r.listChecks(&b)
+	case !verified:
+		passed, notRun := r.tally()
+		fmt.Fprintf(&b, "%s passed, %d not run.\n", count(passed, "check"), notRun)
 	}
 	return b.String()
+}
+
+// gaps says how far each link's chain was established, and what was not.
+func (r *Result) gaps(b *strings.Builder) {
+	for i := range r.Links {
+		c := &r.Links[i].Chain
+		var not []string
+		for _, part := range []struct {
+			missing bool
+			name    string
+		}{
+			{c.SVID == nil, "who signed"}, {c.Statement == nil, "what was signed"}, {c.Programs == nil, "tool and recorder"},
+			{c.Quote == nil, "boot state"}, {c.AK == nil || c.EK == nil, "TPM"}, {c.Maker == nil && (c.EK == nil || c.EK.Basis == "maker"), "TPM maker"},
+		} {
+			if part.missing {
+				not = append(not, part.name)
+			}
+		}
+		if len(not) > 0 {
+			fmt.Fprintf(b, "\n%s: not established: %s\n", Clean(r.Links[i].Name), strings.Join(not, ", "))
+		}
+	}
 }
 
 func (r *Result) headline() string {
@@ -214,32 +258,63 @@ func (l *LinkResult) prose(b *strings.Builder) {
 	}
 }
 
-func (r *Result) listChecks(b *strings.Builder) {
-	b.WriteString("\nChecks\n")
-	show := func(where string, checks []attest.Check) {
-		notRun := 0
-		for _, c := range checks {
-			switch c.Outcome {
-			case attest.Passed:
-				fmt.Fprintf(b, "  ✓ %s%s\n", where, c.ID)
-			case attest.Failed:
-				fmt.Fprintf(b, "  ✗ %s%s: %s\n", where, c.ID, Clean(c.Detail))
-			default:
-				notRun++
-			}
-		}
-		if notRun > 0 {
-			fmt.Fprintf(b, "  – %s%d not run\n", where, notRun)
-		}
+// eachCheck calls f with every check, and the link that it is about where
+// there are several.
+func (r *Result) eachCheck(f func(where, link string, c attest.Check)) {
+	for _, c := range r.Checks {
+		f("", "", c)
 	}
-	show("", r.Checks)
 	for _, l := range r.Links {
 		where := ""
 		if len(r.Links) > 1 {
 			where = Clean(l.Name) + " "
 		}
-		show(where, l.Checks)
+		for _, c := range l.Checks {
+			f(where, l.Name, c)
+		}
 	}
+}
+
+// listFurther lists what failed beside the failure that decided.
+func (r *Result) listFurther(b *strings.Builder) {
+	first := true
+	r.eachCheck(func(where, link string, c attest.Check) {
+		f := r.Failure
+		if c.Outcome != attest.Failed || f != nil && f.Check == c.ID && f.Link == link {
+			return
+		}
+		if first {
+			b.WriteString("\nAlso failed\n")
+			first = false
+		}
+		fmt.Fprintf(b, "  ✗ %s%s: %s\n", where, c.ID, Clean(c.Detail))
+	})
+}
+
+func (r *Result) tally() (passed, notRun int) {
+	r.eachCheck(func(_, _ string, c attest.Check) {
+		switch c.Outcome {
+		case attest.Passed:
+			passed++
+		case attest.NotRun:
+			notRun++
+		}
+	})
+	return passed, notRun
+}
+
+func (r *Result) listChecks(b *strings.Builder) {
+	b.WriteString("\nChecks\n")
+	r.eachCheck(func(where, _ string, c attest.Check) {
+		switch c.Outcome {
+		case attest.Passed:
+			fmt.Fprintf(b, "  ✓ %s%s\n", where, c.ID)
+		case attest.Failed:
+			fmt.Fprintf(b, "  ✗ %s%s: %s\n", where, c.ID, Clean(c.Detail))
+		default:
+			fmt.Fprintf(b, "  – %s%s: not run\n", where, c.ID)
+		}
+	})
 }
 
 // pcrList is "sha256:0-15" for the banks and indices in a quote.
