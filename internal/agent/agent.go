@@ -152,6 +152,9 @@ func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
 	if banned {
 		return &cli.Error{Code: cli.ExitPolicy, Err: err, Hint: upstream.BannedHint}
 	}
+	if errors.Is(err, upstream.ErrWrongServer) {
+		return &cli.Error{Code: cli.ExitCrypto, Err: err, Hint: upstream.WrongServerHint}
+	}
 	return err
 }
 

@@ -87,6 +87,41 @@ func TestRefusesJoinToAnotherTrustKey(t *testing.T) {
 	}
 }
 
+// TestJoinLineOfAnotherServer: at the first start it is somebody's mistake and
+// nothing mends it; later it may be an attack or a detour, and ends by itself.
+func TestJoinLineOfAnotherServer(t *testing.T) {
+	s, other := newFakeServer(t), newFakeServer(t)
+	s.start()
+	other.start()
+	dir := t.TempDir()
+	at := func(addr string) *running {
+		return startIn(t, s, dir, func(c *Config) { c.Join, c.Server = s.joinLine(), addr })
+	}
+	r := at(other.addr)
+	select {
+	case <-r.done:
+	case <-time.After(patience):
+		t.Fatal("it tries for ever")
+	}
+	if !errors.Is(r.err, upstream.ErrWrongServer) || cli.ExitCode(r.err) != cli.ExitCrypto || cli.HintOf(r.err) == "" {
+		t.Errorf("ended with %v (code %d)", r.err, cli.ExitCode(r.err))
+	}
+	r = at(s.addr)
+	r.waitReady()
+	r.stop()
+	<-r.done
+	r = at(other.addr)
+	eventually(t, "a second try", func() bool { return strings.Count(r.log.String(), "attestation failed") >= 2 })
+	if !strings.Contains(r.log.String(), "hint=\"the server at --server is not the one") {
+		t.Error("no hint")
+	}
+	select {
+	case <-r.done:
+		t.Errorf("an agent that has attested before ended: %v", r.err)
+	default:
+	}
+}
+
 func joinSource(t *testing.T, s *fakeServer, addr string) *upstream.Join {
 	t.Helper()
 	line, err := join.Parse(s.joinLine())

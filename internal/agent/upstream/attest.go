@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
@@ -34,7 +35,9 @@ import (
 func (n *Node) attest(ctx context.Context) (*Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, attestTimeout)
 	defer cancel()
-	if err := n.cfg.Trust.Ensure(ctx); err != nil {
+	if err := n.cfg.Trust.Ensure(ctx); errors.Is(err, join.ErrTrustKey) {
+		return nil, fmt.Errorf("%w: %w", ErrWrongServer, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("bootstrap: %w", err)
 	}
 	s, err := n.attestOnce(ctx)

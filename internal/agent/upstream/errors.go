@@ -15,11 +15,19 @@ import (
 )
 
 var (
+	// ErrWrongServer is final too: the agent has never attested with this data
+	// directory, and the server cannot prove to be the one that its join line is
+	// from. With a data directory that has attested it may be an attack or a
+	// detour, which passes.
+	ErrWrongServer = errors.New("the join line is of another server")
 	// ErrBanned is final: an operator banned this node.
 	ErrBanned = errors.New("this node is banned at the server")
 	// ErrNotAttested means that there is no agent SVID yet.
 	ErrNotAttested = errors.New("agent is not attested yet")
 )
+
+// WrongServerHint says what to do about ErrWrongServer.
+const WrongServerHint = "the server at --server is not the one that the trust bundle or join line is from: correct the address, or copy the bundle or line again from the right server"
 
 // BannedHint says what to do about ErrBanned.
 const BannedHint = "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again"
@@ -141,7 +149,7 @@ func hint(err error) string {
 		return h.Hint()
 	}
 	if errors.Is(err, join.ErrTrustKey) || isUnknownAuthority(err) {
-		return "the server at --server is not the one that the trust bundle or join line is from: correct the address, or copy the bundle or line again from the right server"
+		return WrongServerHint
 	}
 	return ""
 }

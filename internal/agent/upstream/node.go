@@ -92,7 +92,8 @@ func New(cfg Config) (*Node, error) {
 }
 
 // Run attests, and attests again before each expiry and whenever the server
-// asks for it, until ctx ends or the node is banned (ErrBanned).
+// asks for it, until ctx ends or the node is banned (ErrBanned)
+// or the join line is another server's (ErrWrongServer).
 func (n *Node) Run(ctx context.Context) error {
 	defer n.drop()
 	rival := false // another agent has the node
@@ -104,7 +105,7 @@ func (n *Node) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, ErrBanned):
+		case errors.Is(err, ErrBanned), errors.Is(err, ErrWrongServer):
 			return err
 		case err != nil:
 			d := jitter(wait, 0.2)
