@@ -14,10 +14,10 @@ import (
 
 const envDie = "SWTPMTEST_DIE"
 
-// TestHoldTPM is what TestNothingOutlivesAKilledTest kills.
+// TestHoldTPM is no test but what TestNothingOutlivesAKilledTest kills.
 func TestHoldTPM(t *testing.T) {
 	if os.Getenv(envDie) == "" {
-		t.Skip("only as the child of another test")
+		return
 	}
 	s := Start(t)
 	os.Stdout.WriteString("HELD " + s.Socket() + "\n")
