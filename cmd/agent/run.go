@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -72,6 +73,18 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 		if *p, err = absolute(*p); err != nil {
 			return err
 		}
+	}
+	// The kernel's own may be missing; one that was named is a claim that
+	// verifiers are meant to see, and must not go away unnoticed.
+	for _, p := range []string{f.plug.EventLog, f.plug.IMALog} {
+		if p == "" {
+			continue
+		}
+		file, err := os.Open(p)
+		if err != nil {
+			return cli.Hint(err, "correct the path, or leave the flag out for the kernel's own log")
+		}
+		file.Close()
 	}
 	f.cfg.Log = log
 	f.cfg.Ready = func(id string) { ready(stderr, id, f.cfg.Socket) }
