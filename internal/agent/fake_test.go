@@ -64,6 +64,7 @@ type fakeServer struct {
 	entries    []*types.Entry
 	nextID     int
 	banned     bool
+	stale      int           // evidence under another agent SVID that was sent
 	noAttest   bool          // attestation fails, for the time being
 	hold       chan struct{} // until it is closed, nobody hears that they are attested
 	activeKey  [32]byte      // SHA-256 of its SPKI
@@ -408,6 +409,7 @@ func (s *fakeServer) signOne(p *svidv1.NewX509SVIDParams) *svidv1.BatchNewX509SV
 				return fail(codes.InvalidArgument, err.Error())
 			}
 			if rec.AgentKey != s.activeKey {
+				s.stale++
 				return fail(codes.PermissionDenied, "evidence names another agent SVID")
 			}
 			if s.badNonce && rec.Nonce != s.lastNonce {

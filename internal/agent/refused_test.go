@@ -51,6 +51,9 @@ func TestEvictedWhileAStepSigns(t *testing.T) {
 			if _, err = c.Issue(ctx, &workloadv1.IssueRequest{Csr: st.csr(t, ext)}); err != nil {
 				t.Fatalf("Issue: %v", err)
 			}
+			if s.stale != 0 {
+				t.Error("evidence under the old agent SVID was sent: a server notes that as an attack")
+			}
 		})
 	}
 }

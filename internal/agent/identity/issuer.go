@@ -182,7 +182,7 @@ func refusedEvidence(err error) bool {
 // SignEvidence is Sign for a CSR that carries ev, and checks that the SVID
 // carries it too.
 func (i *Issuer) SignEvidence(ctx context.Context, e *Entry, csr []byte, key crypto.PublicKey, ev *Evidence) ([]*x509.Certificate, error) {
-	chain, err := i.Sign(ctx, e, csr, key)
+	chain, err := i.sign(ctx, e, upstream.SignRequest{EntryID: e.ID, CSR: csr, Under: ev.session}, key)
 	if err != nil {
 		if refusedEvidence(err) {
 			i.nonces.forget(ev.nonce)
@@ -213,7 +213,11 @@ func (i *Issuer) SignEvidence(ctx context.Context, e *Entry, csr []byte, key cry
 
 // Sign has csr signed for e and checks what comes back: key, SPIFFE ID, chain.
 func (i *Issuer) Sign(ctx context.Context, e *Entry, csr []byte, key crypto.PublicKey) ([]*x509.Certificate, error) {
-	ders, err := i.batch.do(ctx, upstream.SignRequest{EntryID: e.ID, CSR: csr})
+	return i.sign(ctx, e, upstream.SignRequest{EntryID: e.ID, CSR: csr}, key)
+}
+
+func (i *Issuer) sign(ctx context.Context, e *Entry, req upstream.SignRequest, key crypto.PublicKey) ([]*x509.Certificate, error) {
+	ders, err := i.batch.do(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -189,11 +189,22 @@ type SignResult struct {
 type SignRequest struct {
 	EntryID string
 	CSR     []byte
+	// Under is the session that evidence in the CSR names, nil without evidence.
+	Under *Session
 }
 
 // Sign has CSRs signed in one call. It may return fewer results than there are
 // requests: a server keeps its reply small.
 func (s *Session) Sign(ctx context.Context, reqs []SignRequest) ([]SignResult, error) {
+	// Evidence under another session would be refused, and noted as an attack.
+	n := 0
+	for n < len(reqs) && (reqs[n].Under == nil || reqs[n].Under == s) {
+		n++
+	}
+	if n == 0 && len(reqs) > 0 {
+		return []SignResult{{Err: status.Error(codes.Aborted, "the agent attested again since the evidence was made")}}, nil
+	}
+	reqs = reqs[:n]
 	params := make([]*svidv1.NewX509SVIDParams, len(reqs))
 	for i, r := range reqs {
 		params[i] = &svidv1.NewX509SVIDParams{EntryId: r.EntryID, Csr: r.CSR}
