@@ -3,11 +3,11 @@ package server
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"time"
+
+	"github.com/rootlink/rootlink/internal/cli"
 )
 
 // listenAdmin listens on a Unix socket that only our own user can open.
@@ -18,7 +18,12 @@ func listenAdmin(path string) (net.Listener, error) {
 	} else if fi.Mode().Perm()&0o022 != 0 && fi.Mode()&os.ModeSticky == 0 {
 		return nil, fmt.Errorf("admin socket: %s has mode %04o: %w", dir, fi.Mode().Perm(), ErrShared)
 	}
-	if err := removeStale(path); err != nil {
+	switch err := cli.ClearStaleSocket(path); {
+	case errors.Is(err, cli.ErrSocketInUse):
+		return nil, fmt.Errorf("admin socket %s: %w", path, ErrInUse)
+	case errors.Is(err, cli.ErrForeignSocket):
+		return nil, fmt.Errorf("admin socket %s: %w", path, ErrForeignOwner)
+	case err != nil:
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	// bind makes the socket with the umask's mode, and the umask belongs to
@@ -51,29 +56,6 @@ func listenAdmin(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	return &adminListener{l, path, fi}, nil
-}
-
-// removeStale removes a socket that a server of ours left behind. Anything
-// else in the way is an error.
-func removeStale(path string) error {
-	fi, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if fi.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s %w", path, ErrNotSocket)
-	}
-	if err := ownedByUs(path, fi); err != nil {
-		return err
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return fmt.Errorf("%s: %w", path, ErrInUse)
-	}
-	return os.Remove(path)
 }
 
 // adminListener removes its socket on Close, if it is still its own.

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/rootlink/rootlink/internal/cli"
 )
@@ -68,32 +67,20 @@ func checkDir(dir string) error {
 
 // clearStale removes what an agent that crashed left behind.
 func clearStale(path string) error {
-	st, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	err := cli.ClearStaleSocket(path)
+	if err == nil {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("socket %s: %w", path, err)
+	hint := ""
+	switch {
+	case errors.Is(err, cli.ErrNotSocket):
+		hint = "remove it, or name another path with --socket"
+	case errors.Is(err, cli.ErrForeignSocket):
+		hint = "remove it if it is a leftover, or name another path with --socket"
+	case errors.Is(err, cli.ErrSocketInUse):
+		hint = "stop the other agent, or name another path with --socket"
 	}
-	if st.Mode().Type() != fs.ModeSocket {
-		return cli.Hint(fmt.Errorf("%s exists and is not a socket", path), "remove it, or name another path with --socket")
-	}
-	if owner := st.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
-		return cli.Hint(fmt.Errorf("socket %s belongs to uid %d, not to the agent's user", path, owner),
-			"remove it if it is a leftover, or name another path with --socket")
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		c.Close()
-		return cli.Hint(fmt.Errorf("another process is serving socket %s", path), "stop the other agent, or name another path with --socket")
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("socket %s: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("stale socket %s: %w", path, err)
-	}
-	return nil
+	return cli.Hint(fmt.Errorf("socket: %w", err), hint)
 }
 
 // Connections that one user, and all together, may hold open.

@@ -99,7 +99,7 @@ func TestRefusesSocket(t *testing.T) {
 			l.Close()
 			chown(t, path)
 			return path
-		}, "belongs to uid"},
+		}, "belongs to another user"},
 		{"in a directory of another user", func(t *testing.T, dir string) string {
 			chown(t, dir)
 			return filepath.Join(dir, "s")
