@@ -129,7 +129,7 @@ func printWhoami(w io.Writer, r *workloadv1.WhoamiResponse) error {
 		}
 	}
 	for _, n := range v.Notes {
-		row("note", n)
+		row("note", cli.Clean(n)) // a script of somebody else may be quoted
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -26,6 +26,7 @@ type Exec struct {
 type Script struct {
 	Path   string
 	SHA256 [32]byte
+	line   string // its first, behind the #!
 }
 
 // HashExecutable hashes what the process runs. The agent's own measurement is
@@ -137,15 +138,16 @@ func script(pid int, name string) (*Script, error) {
 	if err != nil || !st.Mode().IsRegular() || os.SameFile(exe, st) {
 		return nil, err
 	}
-	var magic [2]byte
-	if _, err := f.ReadAt(magic[:], 0); err != nil || string(magic[:]) != "#!" {
+	head := make([]byte, maxShebang)
+	n, err := f.ReadAt(head, 0)
+	if head = head[:n]; err != nil && !errors.Is(err, io.EOF) || !bytes.HasPrefix(head, []byte("#!")) {
 		return nil, nil // a foreign binary that binfmt_misc gave an interpreter
 	}
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
 		return nil, err
 	}
-	s := &Script{Path: strings.ToValidUTF8(name, "\uFFFD")}
+	s := &Script{Path: strings.ToValidUTF8(name, "\uFFFD"), line: firstLine(head)}
 	h.Sum(s.SHA256[:0])
 	return s, nil
 }

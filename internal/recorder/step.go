@@ -244,6 +244,7 @@ func (r *state) onExec(e *Exec) error {
 			r.unsigned(err)
 			return r.note(e, nil)
 		}
+		err = withScriptNotes(err, e, os.Environ())
 		if e.N > 1 {
 			err = cli.Hint(fmt.Errorf("the tool went on to run %s: %w", e.Path, err), cli.HintOf(err))
 		}
@@ -445,11 +446,12 @@ func Whoami(socket string, command []string, stderr io.Writer) (*workloadv1.Whoa
 		return resp, explain(err)
 	}
 	var resp *workloadv1.WhoamiResponse
-	_, err = Run(Command{Path: path, Args: command, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, func(*Exec) error {
+	_, err = Run(Command{Path: path, Args: command, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, func(e *Exec) error {
 		var err error
 		if resp, err = ask(true); err != nil {
 			return err
 		}
+		resp.Notes = append(resp.Notes, scriptNotes(e, os.Environ())...)
 		return errLooked
 	})
 	if err != nil && !errors.Is(err, errLooked) {
