@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -77,7 +79,7 @@ func stepCosts(ctx context.Context, b *bench) error {
 		return err
 	}
 	const n = 60
-	var more, alone, empty, cpu samples
+	var more, alone, empty, cpu, disk samples
 	for i := range n + 3 {
 		with, err := b.runStep(ctx, "--products", "product")
 		if err != nil {
@@ -94,11 +96,35 @@ func stepCosts(ctx context.Context, b *bench) error {
 		if i < 3 { // the agent has to hash both programs once
 			continue
 		}
+		sync, err := repeat(1, func() error { return writeDurably(b.path("written"), make([]byte, 8<<10)) })
+		if err != nil {
+			return err
+		}
+		disk = append(disk, sync...)
 		more, alone, empty = append(more, with.took-without.took), append(alone, without.took), append(empty, start.took)
 		cpu = append(cpu, with.cpu)
 	}
 	b.out.most("rootlink run -- true, more than true", more, 30*time.Millisecond,
-		fmt.Sprintf("true alone: %s; rootlink --version, and a run starts itself twice: %s; CPU time of a run: %s",
-			short(alone.median()), short(empty.median()), short(cpu.median())))
+		fmt.Sprintf("true alone: %s; writing such a bundle to disk: %s; rootlink --version, and a run starts itself twice: %s; CPU time of a run: %s",
+			short(alone.median()), short(disk.median()), short(empty.median()), short(cpu.median())))
 	return nil
+}
+
+// writeDurably writes a file as rootlink does its bundles: synced, put in place
+// by rename, and the directory synced.
+func writeDurably(path string, content []byte) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	f, err := os.CreateTemp(dir.Name(), "new")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(f.Name(), path), dir.Sync())
 }
