@@ -1,6 +1,6 @@
 // Command bench measures rootlink's figures on real processes and a real
 // software TPM, and prints them as one table beside what bounds each of them.
-// It judges nothing: a figure over its target is marked and the exit code
+// It judges nothing: a figure that misses its target is marked and the exit code
 // stays 0, since a busy machine is no defect. docs/benchmarks.md says what
 // each line means.
 package main

@@ -337,7 +337,7 @@ func evidenceRate(ctx context.Context, b *bench) error {
 	}
 	aim := "≥ 1000/s"
 	if open.rate() < 1000 {
-		aim += " OVER"
+		aim += " MISSED"
 	}
 	b.out.line(fmt.Sprintf("SVIDs with evidence, 250 ms quotes, %d/s due", offered), fmt.Sprintf("%.0f/s", open.rate()), aim,
 		fmt.Sprintf("one leaf a quote: %.1f/s with 8 callers, p99 %s", single.rate(), short(single.Waits.at(0.99))))
@@ -348,7 +348,7 @@ func evidenceRate(ctx context.Context, b *bench) error {
 	}
 	aim = "≤ 2 quotes"
 	if open.Waits.at(0.99) > 2*quote {
-		aim += " OVER"
+		aim += " MISSED"
 	}
 	b.out.line("of these, p99 from due to held", fmt.Sprintf("%s (p50 %s)", quotes(open.Waits.at(0.99)), short(open.Waits.at(0.5))), aim,
 		fmt.Sprintf("until the TPM had committed to it, p99: %s; a quote took %s, for %d SVIDs; %s",

@@ -67,7 +67,7 @@ func (t *table) most(figure string, s samples, target time.Duration, beside stri
 	if target > 0 {
 		aim = "≤ " + short(target)
 		if s.median() > target {
-			aim += " OVER"
+			aim += " MISSED"
 		}
 	}
 	t.line(figure, s.String(), aim, beside)
@@ -79,7 +79,7 @@ func (t *table) bytes(figure string, n, target int64, beside string) {
 	if target > 0 {
 		aim = "≤ " + size(target)
 		if n > target {
-			aim += " OVER"
+			aim += " MISSED"
 		}
 	}
 	t.line(figure, size(n), aim, beside)
