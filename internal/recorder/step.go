@@ -151,7 +151,18 @@ func describe(st Status) string {
 // interruptible is a context that ends with ^C, for what happens outside of
 // the tool's life. The second ^C kills.
 func interruptible() (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// What the caller ignores (nohup) stays ignored, for the tool too: once
+	// caught here, forwardSignals could not tell that it was.
+	var sigs []os.Signal
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			sigs = append(sigs, sig)
+		}
+	}
+	if len(sigs) == 0 { // Notify would take that for every signal
+		return context.WithCancel(context.Background())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), sigs...)
 	context.AfterFunc(ctx, stop)
 	return ctx, stop
 }

@@ -1,8 +1,10 @@
 package recorder
 
 import (
+	"context"
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -239,7 +241,7 @@ func TestStepGivesUpWaiting(t *testing.T) {
 	i := newIssuer(t)
 	i.prepare = func() error { return status.Error(codes.Unavailable, "server away") }
 	s := newStep(t, "sh", "-c", "echo x >out")
-	s.IssueTimeout = 300 * time.Millisecond
+	s.IssueTimeout = 2 * time.Second // Measure has to be done in it too
 	_, err := s.Run()
 	if cli.ExitCode(err) != 125 || !strings.Contains(err.Error(), "server away") || cli.HintOf(err) == "" || left(t) != "out" {
 		t.Errorf("%v, hint %q, left %q", err, cli.HintOf(err), left(t))
@@ -272,10 +274,24 @@ func TestStepHearsWhyTheAgentLeft(t *testing.T) {
 	}
 }
 
+// TestNohupHolds: once caught and let go again, a signal that the caller ignores
+// would reach the tool.
+func TestNohupHolds(t *testing.T) {
+	signal.Ignore(unix.SIGHUP)
+	defer signal.Reset(unix.SIGHUP)
+	ctx, stop := interruptible()
+	defer stop()
+	unix.Kill(os.Getpid(), unix.SIGHUP)
+	stop()
+	if !signal.Ignored(unix.SIGHUP) {
+		t.Errorf("SIGHUP is no longer ignored (%v)", context.Cause(ctx))
+	}
+}
+
 func TestInterruptLeavesNothing(t *testing.T) {
 	i := newIssuer(t)
 	i.prepare = func() error {
-		unix.Kill(os.Getpid(), unix.SIGINT)
+		unix.Kill(os.Getpid(), unix.SIGTERM) // tests in the background may ignore SIGINT
 		return status.Error(codes.Unavailable, "server away")
 	}
 	s := newStep(t, "sh", "-c", "echo x >out")

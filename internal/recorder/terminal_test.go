@@ -61,14 +61,12 @@ func newTerminal(t *testing.T) *terminal {
 	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	// Tests that run in the background (nohup, a script's &) were started with
-	// some of these ignored, and a shell hands on what it was given.
+	// some of these ignored, and a shell hands on what it was given. What is
+	// caught is not ignored in the shell. signal.Ignored cannot be asked: it
+	// forgets once a test has caught the signal.
 	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT)
 	defer signal.Stop(caught)
-	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT} {
-		if signal.Ignored(sig) {
-			signal.Notify(caught, sig)
-		}
-	}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
