@@ -21,6 +21,8 @@ func listenAdmin(path string) (net.Listener, error) {
 	switch err := cli.ClearStaleSocket(path); {
 	case errors.Is(err, cli.ErrSocketInUse):
 		return nil, fmt.Errorf("admin socket %s: %w", path, ErrInUse)
+	case errors.Is(err, cli.ErrNotSocket):
+		return nil, fmt.Errorf("admin socket: %s %w", path, ErrNotSocket)
 	case errors.Is(err, cli.ErrForeignSocket):
 		return nil, fmt.Errorf("admin socket %s: %w", path, ErrForeignOwner)
 	case err != nil:
