@@ -77,8 +77,12 @@ func (r *Result) gaps(b *strings.Builder) {
 			missing bool
 			name    string
 		}{
-			{c.SVID == nil, "who signed"}, {c.Statement == nil, "what was signed"}, {c.Programs == nil, "tool and recorder"},
-			{c.Quote == nil, "boot state"}, {c.AK == nil || c.EK == nil, "TPM"}, {c.Maker == nil && (c.EK == nil || c.EK.Basis == "maker"), "TPM maker"},
+			{c.SVID == nil, "who signed"},
+			{c.Statement == nil, "what was signed"},
+			{c.Programs == nil, "tool and recorder"},
+			{c.Quote == nil, "boot state"},
+			{c.AK == nil || c.EK == nil, "TPM"},
+			{c.Maker == nil && (c.EK == nil || c.EK.Basis == "maker"), "TPM maker"},
 		} {
 			if part.missing {
 				not = append(not, part.name)
