@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -23,6 +24,14 @@ import (
 	"github.com/rootlink/rootlink/pkg/attest"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
+
+func init() {
+	if recorder.IsStub() {
+		// As rootlink itself does: only here is this the main thread for
+		// certain, which is the one that is traced.
+		runtime.LockOSThread()
+	}
+}
 
 func TestMain(m *testing.M) {
 	if recorder.IsStub() {

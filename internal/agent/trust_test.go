@@ -186,7 +186,14 @@ func TestRefusesBundleOfAnotherSource(t *testing.T) {
 	<-r.done
 	s.start()
 	r = startIn(t, old, dir, func(c *Config) { c.Join = s.joinLine() }) // the old server, the new line
-	eventually(t, "refused", func() bool { return strings.Contains(r.log.String(), join.ErrTrustKey.Error()) })
+	select {
+	case <-r.done:
+	case <-time.After(patience):
+		t.Fatal("still running")
+	}
+	if !errors.Is(r.err, join.ErrTrustKey) {
+		t.Errorf("ended with %v", r.err)
+	}
 }
 
 func TestConfigIsRefusedWithAHint(t *testing.T) {
