@@ -124,12 +124,11 @@ func (w *realWorld) agent(t *testing.T) *running {
 
 func (w *realWorld) agentConfig(log *slog.Logger) (Config, PluginConfig) {
 	data := filepath.Join(w.dir, "agent")
+	plugins := PluginConfig{TrustDomain: testTD, DataDir: data, TPM: w.tpm.Device()}
 	return Config{
 		TrustDomain: testTD, Server: w.cfg.Listen, Join: w.joinLine(), DataDir: data,
 		Socket: filepath.Join(w.dir, "api"), SyncInterval: 300 * time.Millisecond, Log: log,
-	}, PluginConfig{
-		TrustDomain: testTD, DataDir: data, TPM: w.tpm.Device(),
-	}
+	}, plugins
 }
 
 func (w *realWorld) addEntry(agentID, path string, selectors ...string) string {
