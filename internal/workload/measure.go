@@ -260,14 +260,14 @@ func (m *Measurer) executable(ctx context.Context, pid int, uid uint32) (fileID,
 	}
 	defer f.Close()
 	start := time.Now()
-	id, links, err := statID(int(f.Fd()))
+	id, settled, err := statID(int(f.Fd()))
 	if err != nil {
 		return fail(fmt.Errorf("executable of process %d: %w", pid, err))
 	}
 	if id.size > MaxExecutable {
 		return fail(fmt.Errorf("executable of process %d has %d bytes: %w", pid, id.size, ErrTooLarge))
 	}
-	if !fs.cacheable || links == 0 || start.Sub(time.Unix(id.ctime.Unix())) <= minAge {
+	if !fs.cacheable || !settled || start.Sub(time.Unix(id.ctime.Unix())) <= minAge {
 		sum, err := m.hash(ctx, f, id, uid)
 		return id, sum, err
 	}
@@ -358,15 +358,27 @@ func (m *Measurer) hash(ctx context.Context, f *os.File, id fileID, uid uint32) 
 	return sum, nil
 }
 
-func statID(fd int) (id fileID, links uint64, err error) {
+// statID returns the state of an open file, and whether it stays told apart
+// from later ones by that. ctime alone does not do it: whoever may write to two
+// files can exchange their blocks, by XFS_IOC_SWAPEXT and EXT4_IOC_MOVE_EXT,
+// and neither's times change. A program cannot be started while somebody has
+// it open for writing, so whoever may not open it now has no old handle either.
+func statID(fd int) (id fileID, settled bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fileID{}, 0, err
+		return fileID{}, false, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fileID{}, 0, errors.New("not a regular file")
+		return fileID{}, false, errors.New("not a regular file")
 	}
-	return fileID{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, uint64(st.Nlink), nil
+	return fileID{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, st.Nlink > 0 && onlyTrusted(&st), nil
+}
+
+// onlyTrusted reports whether root and the agent's own user alone may write to
+// a file, or let others do so. With an access control list the bits of the
+// group are its mask, so no entry of it gives more than they do.
+func onlyTrusted(st *unix.Stat_t) bool {
+	return (st.Uid == 0 || int(st.Uid) == os.Geteuid()) && st.Mode&0o022 == 0
 }
 
 // visiblePath is where the executable lies, when our paths are its paths.
