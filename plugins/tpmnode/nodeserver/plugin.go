@@ -31,7 +31,7 @@ const (
 	// maxSessionRounds times the round timeout bounds a whole attestation.
 	maxSessionRounds = 20
 
-	// maxSessions bounds the attestations under way at once.
+	// maxSessions bounds the attestations under way at once, see slots.
 	maxSessions = 256
 
 	// maxLogBytes bounds the event logs held by all attestations together.
@@ -131,8 +131,8 @@ type Plugin struct {
 	opts  Options
 	judge *policy.Judge
 	live  *live
-	slots chan struct{} // one token for each attestation under way
-	logs  atomic.Int64  // bytes of event logs held
+	slots slots        // of the attestations under way
+	logs  atomic.Int64 // bytes of event logs held
 
 	log   hclog.Logger // set once, before the first call
 	state atomic.Pointer[settings]
@@ -143,7 +143,7 @@ func New(o Options) *Plugin {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Plugin{opts: o, judge: policy.NewJudge(), live: newLive(), slots: make(chan struct{}, maxSessions), log: hclog.NewNullLogger()}
+	return &Plugin{opts: o, judge: policy.NewJudge(), live: newLive(), log: hclog.NewNullLogger()}
 }
 
 // Servers returns the services that the plugin registers.

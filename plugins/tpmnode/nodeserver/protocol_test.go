@@ -88,12 +88,15 @@ func TestLogsOfAllSessionsTogetherAreBounded(t *testing.T) {
 
 func TestRefusesTooManySessions(t *testing.T) {
 	h := newHost(t, "", nil)
-	for range maxSessions {
-		h.plugin.slots <- struct{}{}
+	var held []*slot
+	for i := range maxSessions { // each of a TPM that answered
+		x := h.plugin.slots.take(func(error) { t.Error("a TPM that answered made room") })
+		h.plugin.slots.prove(x, [32]byte{byte(i), byte(i >> 8), 1})
+		held = append(held, x)
 	}
 	mustRefuse(t, h, newAgent(t, h), codes.Unavailable, "busy")
-	for range maxSessions {
-		<-h.plugin.slots
+	for _, x := range held {
+		h.plugin.slots.release(x)
 	}
 	mustAttest(t, h, newAgent(t, h))
 }
@@ -107,7 +110,7 @@ func TestStalledAgentHitsTheRoundDeadline(t *testing.T) {
 			if _, err := a.do(t, h); status.Code(err) != codes.DeadlineExceeded {
 				t.Errorf("got %v", err)
 			}
-			if len(h.plugin.slots) != 0 {
+			if h.plugin.slots.len() != 0 {
 				t.Error("the session's slot is lost")
 			}
 		})
@@ -189,7 +192,7 @@ func TestPanicEndsTheSessionOnly(t *testing.T) {
 	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "bug") {
 		t.Errorf("got %v", err)
 	}
-	if len(h.plugin.slots) != 0 {
+	if h.plugin.slots.len() != 0 {
 		t.Error("the session's slot is lost")
 	}
 }

@@ -122,6 +122,9 @@ func round[T any](ctx context.Context, d time.Duration, what string, f func() (T
 	case <-t.C:
 		return zero, &refusal{codes.DeadlineExceeded, "deadline", "no answer in time", fmt.Errorf("%s: %w after %v", what, errRound, d)}
 	case <-ctx.Done():
+		if r := new(refusal); errors.As(context.Cause(ctx), &r) {
+			return zero, r
+		}
 		return zero, &refusal{status.FromContextError(ctx.Err()).Code(), "cancelled", "attestation ended early", fmt.Errorf("%s: %w", what, context.Cause(ctx))}
 	}
 }

@@ -39,16 +39,17 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	if settings == nil {
 		return status.Error(codes.FailedPrecondition, "not configured")
 	}
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	default:
+	ctx, evict := context.WithCancelCause(stream.Context())
+	defer evict(nil)
+	slot := p.slots.take(evict)
+	if slot == nil {
 		return p.refused(nil, unavailable("busy", "too many attestations under way", nil))
 	}
-	ctx, cancel := context.WithTimeoutCause(stream.Context(), maxSessionRounds*settings.roundTimeout,
+	defer p.slots.release(slot)
+	ctx, cancel := context.WithTimeoutCause(ctx, maxSessionRounds*settings.roundTimeout,
 		fmt.Errorf("attestation as a whole: %w", errRound))
 	defer cancel()
-	s := &session{p: p, settings: settings, stream: stream, ctx: ctx}
+	s := &session{p: p, slot: slot, settings: settings, stream: stream, ctx: ctx}
 	if err := s.run(); err != nil {
 		return p.refused(s, err)
 	}
@@ -74,6 +75,7 @@ func (p *Plugin) refused(s *session, err error) error {
 // session is one Attest stream. Its secrets are made for it and used once.
 type session struct {
 	p        *Plugin
+	slot     *slot
 	settings *settings
 	stream   nodeattestorv1.NodeAttestor_AttestServer
 	ctx      context.Context
@@ -277,6 +279,7 @@ func (s *session) activation() error {
 	if subtle.ConstantTimeCompare(s.proof.Secret, s.secret[:]) != 1 {
 		return denied("activation", "credential was not activated", errors.New("the secret is not this session's: EK and AK are not in one TPM, or the answer belongs to another session"))
 	}
+	s.p.slots.prove(s.slot, s.ek.Hash)
 	return nil
 }
 
