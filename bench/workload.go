@@ -48,7 +48,7 @@ func health(socket string) error {
 		return err
 	}
 	defer c.Close()
-	_, err = healthpb.NewHealthClient(c).Check(context.Background(), &healthpb.HealthCheckRequest{})
+	_, err = healthpb.NewHealthClient(c).Check(withHeader(context.Background()), &healthpb.HealthCheckRequest{})
 	return err
 }
 

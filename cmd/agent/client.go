@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/rootlink/rootlink/internal/cli"
 )
@@ -21,16 +22,26 @@ func socketFlag(c *cobra.Command) *string {
 
 func dial(ctx context.Context, flag string) (*grpc.ClientConn, error) {
 	path := flag
-	if path == "" {
-		path = os.Getenv(envSocket)
-	}
-	if path == "" {
+	switch env := os.Getenv(envSocket); {
+	case path != "":
+		if strings.HasPrefix(path, "tcp:") {
+			return nil, cli.Usage("name it as /path/to/agent.sock", "--socket %s: %w", path, cli.ErrEndpointTCP)
+		}
+	case env != "":
+		var err error
+		if path, err = cli.EndpointSocket(env); err != nil {
+			return nil, cli.Usage("set it to unix:///path/to/agent.sock, or name the socket with --socket", "%w", err)
+		}
+	default:
 		path = defaultSocket
 	}
-	if strings.HasPrefix(path, "tcp:") {
-		return nil, cli.Usage("this agent serves a Unix socket only: name it with --socket", "%s is %q, a TCP address", envSocket, path)
-	}
 	return cli.Socket{Path: path, Daemon: program, Flag: "--socket"}.Dial(ctx)
+}
+
+// withHeader adds what SPIFFE Workload Endpoint §3 demands of every call, against
+// requests that are forged by way of a browser or proxy.
+func withHeader(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
 }
 
 func healthcheckCommand() *cobra.Command {
@@ -44,7 +55,7 @@ func healthcheckCommand() *cobra.Command {
 			return err
 		}
 		defer conn.Close()
-		r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+		r, err := healthpb.NewHealthClient(conn).Check(withHeader(ctx), &healthpb.HealthCheckRequest{})
 		if err != nil {
 			return cli.FromRPC(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/cli"
@@ -63,11 +63,12 @@ func fetchX509(c *cobra.Command, socket, dir string, watch bool) error {
 		return err
 	}
 	defer conn.Close()
-	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+	ctx = withHeader(ctx)
 	stream, err := workloadpb.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workloadpb.X509SVIDRequest{})
 	if err != nil {
 		return explain(err)
 	}
+	written := 0 // SVIDs of the message before
 	for {
 		resp, err := stream.Recv()
 		if watch && (errors.Is(err, io.EOF) || c.Context().Err() != nil) {
@@ -76,9 +77,15 @@ func fetchX509(c *cobra.Command, socket, dir string, watch bool) error {
 		if err != nil {
 			return explain(err)
 		}
-		views, err := readSVIDs(resp, dir)
+		views, err := readSVIDs(resp)
 		if err != nil {
-			return err
+			return cli.Hint(fmt.Errorf("the agent's answer is not valid: %w", err), "look whether rootlink-agent serves this socket")
+		}
+		if dir != "" {
+			if err := writeSVIDs(resp, views, dir, written); err != nil {
+				return err
+			}
+			written = len(views)
 		}
 		if err := emit(c, map[string]any{"svids": views}, func(w io.Writer) { printSVIDs(w, views) }); err != nil || !watch {
 			return err
@@ -95,51 +102,76 @@ func explain(err error) error {
 	return cli.Hint(errors.New(msg), hint)
 }
 
-func readSVIDs(resp *workloadpb.X509SVIDResponse, dir string) ([]svidView, error) {
-	if dir != "" {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
+// readSVIDs reads one message. Each field that SPIFFE Workload API §5.2.1
+// demands has to be there, or the message as a whole is discarded.
+func readSVIDs(resp *workloadpb.X509SVIDResponse) ([]svidView, error) {
+	if len(resp.GetSvids()) == 0 {
+		return nil, errors.New("no SVID in it")
 	}
 	var out []svidView
-	for i, s := range resp.GetSvids() {
+	for _, s := range resp.GetSvids() {
 		svid, err := x509svid.ParseRaw(s.GetX509Svid(), s.GetX509SvidKey())
 		if err != nil {
 			return nil, err
+		}
+		if s.GetSpiffeId() != svid.ID.String() {
+			return nil, fmt.Errorf("the SVID of %q comes as that of %q", svid.ID, s.GetSpiffeId())
 		}
 		bundle, err := x509.ParseCertificates(s.GetBundle())
 		if err != nil {
 			return nil, fmt.Errorf("bundle: %w", err)
 		}
+		if len(bundle) == 0 {
+			return nil, errors.New("the bundle is empty")
+		}
 		leaf := svid.Certificates[0]
 		_, eerr := attest.FromCertificate(leaf)
-		v := svidView{
+		out = append(out, svidView{
 			SPIFFEID: svid.ID.String(), Hint: s.GetHint(), Serial: fmt.Sprintf("%x", leaf.SerialNumber),
 			NotBefore: leaf.NotBefore.UTC().Format(time.RFC3339), NotAfter: leaf.NotAfter.UTC().Format(time.RFC3339),
 			Evidence: eerr == nil, Chain: pems(svid.Certificates), Bundle: pems(bundle),
-		}
-		if dir != "" {
-			key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: s.GetX509SvidKey()})
-			for _, f := range []struct {
-				name string
-				data []byte
-				perm os.FileMode
-			}{
-				{"bundle.%d.pem", []byte(strings.Join(v.Bundle, "")), 0o644},
-				{"svid.%d.key", key, 0o600},
-				{"svid.%d.pem", []byte(strings.Join(v.Chain, "")), 0o644},
-			} {
-				path := filepath.Join(dir, fmt.Sprintf(f.name, i))
-				if err := files.Write(path, f.data, f.perm); err != nil {
-					return nil, err
-				}
-				v.Files = append(v.Files, path)
-			}
-		}
-		out = append(out, v)
+		})
 	}
 	return out, nil
 }
+
+// writeSVIDs writes the files of a message and removes those of SVIDs that were
+// in the one before, of so many SVIDs, and are no more: what a message leaves
+// out is withdrawn (SPIFFE Workload API §4.4).
+func writeSVIDs(resp *workloadpb.X509SVIDResponse, views []svidView, dir string, before int) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for i := range views {
+		v := &views[i]
+		key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: resp.GetSvids()[i].GetX509SvidKey()})
+		for j, f := range []struct {
+			data []byte
+			perm os.FileMode
+		}{
+			{[]byte(strings.Join(v.Bundle, "")), 0o644},
+			{key, 0o600},
+			{[]byte(strings.Join(v.Chain, "")), 0o644},
+		} {
+			path := filepath.Join(dir, fmt.Sprintf(svidFiles[j], i))
+			if err := files.Write(path, f.data, f.perm); err != nil {
+				return err
+			}
+			v.Files = append(v.Files, path)
+		}
+	}
+	for i := len(views); i < before; i++ {
+		for _, name := range svidFiles {
+			if err := os.Remove(filepath.Join(dir, fmt.Sprintf(name, i))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// svidFiles are the files of the SVID with a number, in the order of writing.
+var svidFiles = [...]string{"bundle.%d.pem", "svid.%d.key", "svid.%d.pem"}
 
 func pems(cs []*x509.Certificate) []string {
 	var out []string
@@ -183,7 +215,7 @@ func fetchJWTCommand() *cobra.Command {
 			return err
 		}
 		defer conn.Close()
-		ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+		ctx = withHeader(ctx)
 		resp, err := workloadpb.NewSpiffeWorkloadAPIClient(conn).FetchJWTSVID(ctx, &workloadpb.JWTSVIDRequest{Audience: *audience})
 		if err != nil {
 			return explain(err)

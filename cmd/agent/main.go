@@ -18,7 +18,7 @@ const (
 	defaultServer  = "127.0.0.1:8081"
 	defaultTPM     = "/dev/tpmrm0"
 	defaultGroup   = "rootlink"
-	envSocket      = "SPIFFE_ENDPOINT_SOCKET"
+	envSocket      = cli.EnvEndpoint
 )
 
 func main() { os.Exit(run()) }

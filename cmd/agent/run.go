@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,6 +69,9 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	if f.cfg.RecorderGID, err = recorderGroup(f.group, log); err != nil {
 		return err
+	}
+	if strings.HasPrefix(f.cfg.Socket, "tcp:") {
+		return cli.Usage("name a path, such as "+defaultSocket, "--socket %s: %w", f.cfg.Socket, cli.ErrEndpointTCP)
 	}
 	for _, p := range []*string{&f.cfg.DataDir, &f.cfg.Socket} {
 		if *p, err = absolute(*p); err != nil {

@@ -360,29 +360,3 @@ func TestStockServer(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestBundles(t *testing.T) {
-	s := newFakeServer(t)
-	s.start()
-	s.addEntry("/w", selfHash(t))
-	r := startAgent(t, s)
-	r.waitReady()
-	stream, err := workloadpb.NewSpiffeWorkloadAPIClient(r.dial()).FetchX509Bundles(testContext(t), &workloadpb.X509BundlesRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(resp.Bundles["spiffe://"+testTD], s.ca.Raw) || len(resp.Bundles) != 1 {
-		t.Errorf("bundles %v", resp.Bundles)
-	}
-	s.rotate(true)
-	if resp, err = stream.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	if cs, err := x509.ParseCertificates(resp.Bundles["spiffe://"+testTD]); err != nil || len(cs) != 2 {
-		t.Errorf("after the rotation: %d authorities (%v)", len(cs), err)
-	}
-}

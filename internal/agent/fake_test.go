@@ -61,6 +61,7 @@ type fakeServer struct {
 	ca         *x509.Certificate
 	caKey      crypto.Signer
 	oldCAs     []*x509.Certificate
+	federated  map[string][]byte // authority of other trust domains by their name
 	entries    []*types.Entry
 	nextID     int
 	banned     bool

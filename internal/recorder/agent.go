@@ -27,7 +27,7 @@ import (
 )
 
 // EnvSocket is the variable of the SPIFFE Workload Endpoint specification, §4.
-const EnvSocket = "SPIFFE_ENDPOINT_SOCKET"
+const EnvSocket = cli.EnvEndpoint
 
 // maxReply bounds what the agent may send: an SVID with its logs.
 const maxReply = attest.MaxEventLog + attest.MaxIMALog + 1<<20
@@ -45,8 +45,11 @@ type Agent struct {
 // Connect connects to the agent's socket, from SPIFFE_ENDPOINT_SOCKET when
 // socket is empty, and then gives up the recorder group: the agent has seen it.
 func Connect(ctx context.Context, socket string) (*Agent, error) {
-	if socket == "" {
-		socket = os.Getenv(EnvSocket)
+	if env := os.Getenv(EnvSocket); socket == "" && env != "" {
+		var err error
+		if socket, err = cli.EndpointSocket(env); err != nil {
+			return nil, cli.Fail(cli.ExitRun, err, "set it to unix:///path/to/agent.sock, or name the socket with --socket")
+		}
 	}
 	if socket == "" {
 		return nil, cli.Fail(cli.ExitRun, errors.New("no agent: its socket is not known"),
@@ -81,7 +84,7 @@ func (a *Agent) Close() error {
 // again by itself, but what the agent measured does not come back with it, and
 // an agent that leaves for good says why only to open calls.
 func (a *Agent) watch(ctx context.Context) {
-	stream, err := healthpb.NewHealthClient(a.conn).Watch(ctx, &healthpb.HealthCheckRequest{})
+	stream, err := healthpb.NewHealthClient(a.conn).Watch(withHeader(ctx), &healthpb.HealthCheckRequest{})
 	for err == nil {
 		_, err = stream.Recv()
 	}
@@ -97,7 +100,7 @@ func (a *Agent) watch(ctx context.Context) {
 	close(a.lost)
 }
 
-// withHeader adds what the SPIFFE Workload Endpoint specification, §5.3,
+// withHeader adds what the SPIFFE Workload Endpoint specification, §3,
 // demands against requests forged by way of a browser or proxy.
 func withHeader(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")

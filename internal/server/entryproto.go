@@ -245,6 +245,9 @@ func (s *Server) memberID(p *types.SPIFFEID) (spiffeid.ID, error) {
 	if path == "" {
 		return spiffeid.ID{}, fmt.Errorf("%q has no path", id)
 	}
+	if n := len(id.String()); n > attest.MaxName {
+		return spiffeid.ID{}, fmt.Errorf("is %d bytes long, a SPIFFE ID has at most %d", n, attest.MaxName)
+	}
 	return id, nil
 }
 
