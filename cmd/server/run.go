@@ -33,7 +33,7 @@ type runFlags struct {
 	noEventLog, imaLog, refuseAKChange              bool
 	svidTTL, agentTTL, issuerTTL, caTTL, roundLimit duration
 	attestRate                                      float64
-	attestBurst                                     int
+	attestBurst, maxConns, maxConnsOfAddress        int
 }
 
 // pluginKeys are those of plugin_data of the built-in node attestor that are
@@ -69,6 +69,8 @@ func runCommand(at *location) *cobra.Command {
 	fs.Var(&f.caTTL, "ca-ttl", "lifetime of an authority")
 	fs.Float64Var(&f.attestRate, "attest-rate", server.DefaultAttestationRate, "node attestations a second from one address")
 	fs.IntVar(&f.attestBurst, "attest-burst", server.DefaultAttestationBurst, "node attestations from one address at once")
+	fs.IntVar(&f.maxConns, "max-connections", server.DefaultMaxConnections, "open connections of all agents")
+	fs.IntVar(&f.maxConnsOfAddress, "max-connections-per-address", server.DefaultMaxConnectionsOfAddress, "open connections from one address")
 	fs.Var(&f.roundLimit, "attest-timeout", "longest wait for one message of a node attestation")
 	c.RunE = func(c *cobra.Command, _ []string) error { return f.run(c, at) }
 	return c
@@ -123,12 +125,16 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 		X509TTL: time.Duration(f.svidTTL), AgentTTL: time.Duration(f.agentTTL), IssuerTTL: time.Duration(f.issuerTTL),
 		AuthorityTTL: time.Duration(f.caTTL), RoundTimeout: time.Duration(f.roundLimit),
 		AttestationRate: f.attestRate, AttestationBurst: f.attestBurst,
+		MaxConnections: f.maxConns, MaxConnectionsOfAddress: f.maxConnsOfAddress,
 	}
 	if err := cli.CheckSocketPath(cfg.AdminSocket); err != nil {
 		return cfg, cli.Hint(err, "name a shorter path with --admin-socket")
 	}
 	if f.attestRate <= 0 || f.attestBurst < 1 {
 		return cfg, cli.Usage("", "--attest-rate and --attest-burst must be positive")
+	}
+	if f.maxConns < 1 || f.maxConnsOfAddress < 1 {
+		return cfg, cli.Usage("", "--max-connections and --max-connections-per-address must be positive")
 	}
 	var err error
 	if cfg.QuotePCRs, err = pcrFlags("--quote-pcrs", f.quotePCRs); err != nil {

@@ -54,6 +54,10 @@ type Config struct {
 	AttestationBurst int           // default 5
 	RoundTimeout     time.Duration // per round of node attestation; default 30 s
 
+	// Open connections on TCP, of all and of one address (of IPv6 a /64).
+	MaxConnections          int // default 16384, less where fewer files may be open
+	MaxConnectionsOfAddress int // default 4096: many nodes may share an address
+
 	// AdminServices register further services on the admin socket only.
 	AdminServices []func(grpc.ServiceRegistrar, *Server)
 
@@ -71,6 +75,9 @@ const (
 	DefaultAttestationRate  = 1 // per second and address
 	DefaultAttestationBurst = 5
 	DefaultRoundTimeout     = 30 * time.Second
+
+	DefaultMaxConnections          = 16384
+	DefaultMaxConnectionsOfAddress = 4096
 )
 
 // ErrConfig means that New was given a Config that cannot work.
@@ -149,6 +156,11 @@ func (c Config) check() (*settings, error) {
 		if d.have < d.min || d.have > d.max {
 			fail("%s of %v is not between %v and %v", d.name, d.have, d.min, d.max)
 		}
+	}
+	setDefault(&s.MaxConnections, DefaultMaxConnections)
+	setDefault(&s.MaxConnectionsOfAddress, DefaultMaxConnectionsOfAddress)
+	if s.MaxConnections < 1 || s.MaxConnectionsOfAddress < 1 {
+		fail("at most %d connections, %d of one address", s.MaxConnections, s.MaxConnectionsOfAddress)
 	}
 	if s.AttestationRate < 0 || s.AttestationBurst < 1 {
 		fail("attestation rate %v with burst %d", s.AttestationRate, s.AttestationBurst)

@@ -120,9 +120,11 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	if err = s.loadAttestor(ctx); err != nil {
 		return nil, err
 	}
-	if s.tcp, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+	tcp, err := net.Listen("tcp", s.cfg.Listen)
+	if err != nil {
 		return nil, err
 	}
+	s.tcp = newConnListener(tcp, s.cfg, &s.count)
 	if s.admin, err = listenAdmin(s.cfg.AdminSocket); err != nil {
 		return nil, err
 	}
@@ -172,11 +174,11 @@ func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	remote := grpc.NewServer(append(s.interceptors(false),
-		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
+		grpc.Creds(connCredentials{credentials.NewTLS(s.tlsConfig())}),
 		grpc.InTapHandle(s.tap),
 		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)...)
