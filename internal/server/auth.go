@@ -138,6 +138,7 @@ func (s *Server) authorizeAgent(ctx context.Context, c *caller) (*store.Agent, e
 	}
 	switch serial := c.cert.SerialNumber.String(); serial {
 	case a.Serial:
+		s.rivals.inUse(a.ID, serial, s.cfg.Now())
 		return a, nil
 	case a.NewSerial:
 		// The first use of a renewed SVID ends the one before.
@@ -150,6 +151,7 @@ func (s *Server) authorizeAgent(ctx context.Context, c *caller) (*store.Agent, e
 		case err != nil:
 			return nil, s.internal("activate renewed SVID", err)
 		}
+		s.rivals.inUse(a.ID, serial, s.cfg.Now())
 		return a, nil
 	default:
 		s.noteReplaced(ctx, c, a)

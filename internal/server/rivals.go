@@ -8,9 +8,16 @@ import (
 	"github.com/rootlink/rootlink/internal/store"
 )
 
-// rivalGrace is how long after an attestation the SVID before it may still be
-// used without an alarm: an agent that attests again has calls on their way.
-const rivalGrace = 3 * time.Second
+const (
+	// rivalGrace is how long after the first use of an SVID the one before it may
+	// still be used without an alarm: an agent that has a new one has calls on
+	// their way. The time of the attestation says less, for a slow agent gets its
+	// answer late and until then knows of nothing new.
+	rivalGrace = 3 * time.Second
+	// unusedGrace is the same from the attestation on, while its SVID was not
+	// used at all: the answer may have been lost, and the agent attest again.
+	unusedGrace = time.Minute
+)
 
 // alarmReplaced is the kind of alarm, in the agent's history and the counters.
 const alarmReplaced = "replaced_while_alive"
@@ -26,6 +33,29 @@ type rivals struct {
 type lastAttested struct {
 	from    string // address of the last attestation
 	alarmed string // serial of the SVID in force when the alarm was given
+
+	serial string    // of the SVID in force when it was used first,
+	used   time.Time // and when that was; both since this server started
+}
+
+// inUse notes a call with the SVID in force.
+func (r *rivals) inUse(id, serial string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.of(id); l.serial != serial {
+		l.serial, l.used = serial, now
+	}
+}
+
+// settled reports whether the SVID in force, of an attestation at that time, is
+// in use for so long that its agent cannot be using the one before it.
+func (r *rivals) settled(id, serial string, attested, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.of(id); l.serial == serial {
+		return now.Sub(l.used) >= rivalGrace
+	}
+	return now.Sub(attested) >= unusedGrace
 }
 
 func (r *rivals) attested(id, from string) {
@@ -63,7 +93,7 @@ func (r *rivals) of(id string) *lastAttested {
 // noteReplaced alarms, once for each replacement, when c still lives with an
 // SVID that a newer attestation of a replaced.
 func (s *Server) noteReplaced(ctx context.Context, c *caller, a *store.Agent) {
-	if a.Attestation == nil || s.cfg.Now().Sub(a.Attestation.At) < rivalGrace {
+	if a.Attestation == nil || !s.rivals.settled(a.ID, a.Serial, a.Attestation.At, s.cfg.Now()) {
 		return
 	}
 	from, first := s.rivals.first(a.ID, a.Serial)
