@@ -3,6 +3,9 @@ package server
 import (
 	"testing"
 
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"google.golang.org/grpc/codes"
+
 	"github.com/rootlink/rootlink/internal/forge"
 )
 
@@ -19,6 +22,28 @@ func TestRefusesEvidenceAfterATPMReset(t *testing.T) {
 	n = w.attest(n.tpm, attestOptions{})
 	if _, err := n.sign(step, n.csr(n.step("/build"))); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A step whose TPM was reset while its tool ran must be signed once its agent has
+// attested again: the recorder tries again after Aborted, and gives up after
+// PermissionDenied, also of those that are refused together.
+func TestATPMResetRefusesForNowOnly(t *testing.T) {
+	_, n, step, _ := issuer(t, nil)
+	n.tpm.Reboot(true)
+	n.tpm.PCRs[0].Values[7] = make([]byte, 32) // whatever it measured since
+	req := new(svidv1.BatchNewX509SVIDRequest)
+	for range 3 {
+		req.Params = append(req.Params, &svidv1.NewX509SVIDParams{EntryId: step, Csr: n.csr(n.step("/build"))})
+	}
+	resp, err := svidv1.NewSVIDClient(n.conn).BatchNewX509SVID(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range resp.Results {
+		if codes.Code(r.Status.Code) != codes.Aborted {
+			t.Errorf("item %d: %v", i, r.Status)
+		}
 	}
 }
 
