@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/rootlink/rootlink/internal/cli"
 )
@@ -37,13 +38,7 @@ func bundleShow(at *location) *cobra.Command {
 			return err
 		}
 		if format == "spiffe" {
-			td, err := spiffeid.TrustDomainFromString(b.TrustDomain)
-			if err != nil {
-				return err
-			}
-			sb := spiffebundle.FromX509Authorities(td, certs)
-			sb.SetSequenceNumber(b.SequenceNumber)
-			doc, err := sb.Marshal()
+			doc, err := bundleDocument(b, certs)
 			if err != nil {
 				return err
 			}
@@ -60,6 +55,17 @@ func bundleShow(at *location) *cobra.Command {
 		})
 	})
 	return c
+}
+
+// bundleDocument is the SPIFFE bundle of X509-SVID §6.1.
+func bundleDocument(b *types.Bundle, certs []*x509.Certificate) ([]byte, error) {
+	td, err := spiffeid.TrustDomainFromString(b.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	sb := spiffebundle.FromX509Authorities(td, certs)
+	sb.SetSequenceNumber(b.SequenceNumber)
+	return sb.Marshal()
 }
 
 func certPEM(certs ...*x509.Certificate) (out []byte) {

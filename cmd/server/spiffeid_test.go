@@ -1,9 +1,19 @@
 package main
 
 import (
+	"bytes"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 func TestSPIFFEIDSection2SchemeAndComponents(t *testing.T) {
@@ -22,5 +32,36 @@ func TestSPIFFEIDSection2SchemeAndComponents(t *testing.T) {
 	}
 	if id, err := cl.spiffeID(t.Context(), "--spiffe-id", "spiffe://example.org/a/B-c_d.e"); err != nil || idString(id) != "spiffe://example.org/a/B-c_d.e" {
 		t.Errorf("%v, %v", id, err)
+	}
+}
+
+// One JWK for each authority, of use x509-svid, with that certificate alone and
+// no kid.
+func TestX509SVIDSection61BundleDocument(t *testing.T) {
+	var certs []*x509.Certificate
+	for range 2 {
+		c, err := svid.NewAuthority(spiffeid.RequireTrustDomainFromString("example.org"), forge.P256(t), time.Now(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs = append(certs, c)
+	}
+	doc, err := bundleDocument(&types.Bundle{TrustDomain: "example.org", SequenceNumber: 7}, certs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set struct{ Keys []map[string]any }
+	if err := json.Unmarshal(doc, &set); err != nil || len(set.Keys) != len(certs) {
+		t.Fatalf("%d keys, %v", len(set.Keys), err)
+	}
+	for i, k := range set.Keys {
+		x5c, _ := k["x5c"].([]any)
+		if _, kid := k["kid"]; kid || k["use"] != "x509-svid" || len(x5c) != 1 {
+			t.Fatalf("key %d: %v", i, k)
+		}
+		s, _ := x5c[0].(string)
+		if der, err := base64.StdEncoding.DecodeString(s); err != nil || !bytes.Equal(der, certs[i].Raw) {
+			t.Errorf("key %d is not the authority (%v)", i, err)
+		}
 	}
 }
