@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/rootlink/rootlink/internal/cli"
 )
@@ -310,8 +312,11 @@ func TestWorkloadAPISection53DefaultIdentityComesFirst(t *testing.T) {
 	if idsOf(resp) != "/w" {
 		t.Fatal(idsOf(resp))
 	}
-	s.addEntry("/a", selfHash(t))
-	s.with(func() { s.entries[0], s.entries[1] = s.entries[1], s.entries[0] })
+	s.with(func() {
+		e := proto.Clone(s.entries[0]).(*types.Entry)
+		e.Id, e.SpiffeId.Path, e.CreatedAt = "a", "/a", e.CreatedAt+1 // before it by ID and place
+		s.entries = slices.Insert(s.entries, 0, e)
+	})
 	next(t, stream, "an entry more", func(m *workloadpb.X509SVIDResponse) bool { return idsOf(m) == "/w /a" })
 }
 
