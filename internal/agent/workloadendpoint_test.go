@@ -24,7 +24,7 @@ import (
 
 // endpointMethods are all that the socket offers.
 func endpointMethods() (out []string) {
-	for _, d := range []grpc.ServiceDesc{workloadpb.SpiffeWorkloadAPI_ServiceDesc, workloadv1.Issuer_ServiceDesc, healthpb.Health_ServiceDesc} {
+	for _, d := range []grpc.ServiceDesc{workloadpb.SpiffeWorkloadAPI_ServiceDesc, workloadv1.Issuer_ServiceDesc} {
 		for _, m := range d.Methods {
 			out = append(out, "/"+d.ServiceName+"/"+m.MethodName)
 		}
@@ -117,6 +117,14 @@ func TestWorkloadEndpointSection6MissingHeaderIsInvalidArgument(t *testing.T) {
 		for name, ctx := range wrongHeaders(t.Context()) {
 			wantCode(t, method+" "+name, callEmpty(ctx, conn, method), codes.InvalidArgument)
 		}
+	}
+}
+
+func TestHealthNeedsNoHeader(t *testing.T) {
+	_, r := served(t)
+	resp, err := healthpb.NewHealthClient(r.dial()).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("a probe without the header: %v, %v", resp.GetStatus(), err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -124,7 +125,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	ctx, done := s.living(ctx)
 	defer done(&err)
 	defer s.recovered(info.FullMethod, &err)
-	if err := checkHeader(ctx); err != nil {
+	if err := checkHeader(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return h(ctx, req)
@@ -142,7 +143,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	ctx, done := s.living(ss.Context())
 	defer done(&err)
 	defer s.recovered(info.FullMethod, &err)
-	if err := checkHeader(ctx); err != nil {
+	if err := checkHeader(ctx, info.FullMethod); err != nil {
 		return err
 	}
 	return h(srv, livingStream{ss, ctx})
@@ -150,8 +151,13 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 
 // checkHeader demands the header of SPIFFE Workload Endpoint §3, which keeps
 // server-side request forgery out: a browser or proxy that is made to speak to
-// the socket does not send it. Every request needs it, health too.
-func checkHeader(ctx context.Context) error {
+// the socket does not send it. Health is not of the Workload API and says
+// nothing of anybody; the probes that people have, SPIRE's among them, ask for it
+// without the header.
+func checkHeader(ctx context.Context, method string) error {
+	if strings.HasPrefix(method, "/"+healthpb.Health_ServiceDesc.ServiceName+"/") {
+		return nil
+	}
 	v := metadata.ValueFromIncomingContext(ctx, "workload.spiffe.io")
 	if len(v) != 1 || v[0] != "true" {
 		return status.Error(codes.InvalidArgument, "security header missing from request: workload.spiffe.io must be true")
