@@ -44,12 +44,12 @@ func (p *Prepared) Sign(key crypto.Signer, leaf *x509.Certificate) (*Bundle, err
 	if e.Payload != p.digest {
 		return nil, fmt.Errorf("%w: its evidence commits to another statement", ErrSignerMismatch)
 	}
-	return p.SignWithoutEvidence(key, leaf)
+	return p.sign(key, leaf)
 }
 
-// SignWithoutEvidence is Sign for SVIDs of servers that know no evidence. The
-// verifier refuses such a bundle unless trust.json says otherwise.
-func (p *Prepared) SignWithoutEvidence(key crypto.Signer, leaf *x509.Certificate) (*Bundle, error) {
+// sign does not look at the evidence. No caller outside this package may leave
+// that out: a link without evidence verifies nowhere.
+func (p *Prepared) sign(key crypto.Signer, leaf *x509.Certificate) (*Bundle, error) {
 	pub, ok := key.Public().(*ecdsa.PublicKey)
 	if !ok || pub.Curve != elliptic.P256() {
 		return nil, fmt.Errorf("%w: only ECDSA P-256 keys sign links", ErrSignerMismatch)

@@ -58,7 +58,7 @@ func testBundle(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := p.SignWithoutEvidence(key, cert)
+	b, err := p.sign(key, cert)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestSignRefusesCertificateOfAnotherKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.SignWithoutEvidence(key, other); !errors.Is(err, ErrSignerMismatch) {
+	if _, err := p.sign(key, other); !errors.Is(err, ErrSignerMismatch) {
 		t.Errorf("err = %v, want ErrSignerMismatch", err)
 	}
 }
@@ -189,11 +189,11 @@ func TestSignNoticesABrokenSigner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.SignWithoutEvidence(brokenSigner{key, nil}, leaf); !errors.Is(err, ErrCrypto) {
+	if _, err := p.sign(brokenSigner{key, nil}, leaf); !errors.Is(err, ErrCrypto) {
 		t.Errorf("a bad signature: %v", err)
 	}
 	gone := errors.New("the token was pulled out")
-	if _, err := p.SignWithoutEvidence(brokenSigner{key, gone}, leaf); !errors.Is(err, gone) {
+	if _, err := p.sign(brokenSigner{key, gone}, leaf); !errors.Is(err, gone) {
 		t.Errorf("a failing signer: %v", err)
 	}
 }

@@ -88,7 +88,7 @@ func (s *scene) sign(t testing.TB) []byte {
 	if s.evidence != nil {
 		e = s.evidence(e)
 	}
-	b, err := p.SignWithoutEvidence(s.SVIDKey, s.Issue(t, e))
+	b, err := p.sign(s.SVIDKey, s.Issue(t, e))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func (s *scene) verifyMoved(t *testing.T) (*Result, error) {
 	}
 	s.Leaf.Payload = p.Digest()
 	e := s.evidence(s.Make(t))
-	b, err := p.SignWithoutEvidence(s.SVIDKey, s.Issue(t, e))
+	b, err := p.sign(s.SVIDKey, s.Issue(t, e))
 	if err != nil {
 		t.Fatal(err)
 	}
