@@ -318,8 +318,12 @@ type GetConfigResponse struct {
 	// SPIFFE ID patterns whose Workload API SVIDs must embed leaf evidence.
 	EvidencePatterns []string        `protobuf:"bytes,1,rep,name=evidence_patterns,json=evidencePatterns,proto3" json:"evidence_patterns,omitempty"`
 	QuotePcrs        []*PCRSelection `protobuf:"bytes,2,rep,name=quote_pcrs,json=quotePcrs,proto3" json:"quote_pcrs,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Where a signature gets its time: RFC 3161 authorities, and the base URL of
+	// the transparency log (empty: the server runs none).
+	TimestampUrls []string `protobuf:"bytes,3,rep,name=timestamp_urls,json=timestampUrls,proto3" json:"timestamp_urls,omitempty"`
+	LogUrl        string   `protobuf:"bytes,4,opt,name=log_url,json=logUrl,proto3" json:"log_url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetConfigResponse) Reset() {
@@ -364,6 +368,20 @@ func (x *GetConfigResponse) GetQuotePcrs() []*PCRSelection {
 		return x.QuotePcrs
 	}
 	return nil
+}
+
+func (x *GetConfigResponse) GetTimestampUrls() []string {
+	if x != nil {
+		return x.TimestampUrls
+	}
+	return nil
+}
+
+func (x *GetConfigResponse) GetLogUrl() string {
+	if x != nil {
+		return x.LogUrl
+	}
+	return ""
 }
 
 type PCRSelection struct {
@@ -438,11 +456,13 @@ const file_rootlink_node_v1_node_proto_rawDesc = "" +
 	"\x0fGetNonceRequest\"(\n" +
 	"\x10GetNonceResponse\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"\x12\n" +
-	"\x10GetConfigRequest\"\x7f\n" +
+	"\x10GetConfigRequest\"\xbf\x01\n" +
 	"\x11GetConfigResponse\x12+\n" +
 	"\x11evidence_patterns\x18\x01 \x03(\tR\x10evidencePatterns\x12=\n" +
 	"\n" +
-	"quote_pcrs\x18\x02 \x03(\v2\x1e.rootlink.node.v1.PCRSelectionR\tquotePcrs\"<\n" +
+	"quote_pcrs\x18\x02 \x03(\v2\x1e.rootlink.node.v1.PCRSelectionR\tquotePcrs\x12%\n" +
+	"\x0etimestamp_urls\x18\x03 \x03(\tR\rtimestampUrls\x12\x17\n" +
+	"\alog_url\x18\x04 \x01(\tR\x06logUrl\"<\n" +
 	"\fPCRSelection\x12\x12\n" +
 	"\x04bank\x18\x01 \x01(\tR\x04bank\x12\x18\n" +
 	"\aindices\x18\x02 \x03(\rR\aindices2\x97\x02\n" +
