@@ -154,11 +154,14 @@ func (x *MeasureRequest) GetSpiffeId() string {
 }
 
 type MeasureResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Measurement   *Measurement           `protobuf:"bytes,1,opt,name=measurement,proto3" json:"measurement,omitempty"`
-	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	EntryId       string                 `protobuf:"bytes,3,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
-	TrustDomain   string                 `protobuf:"bytes,4,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Measurement *Measurement           `protobuf:"bytes,1,opt,name=measurement,proto3" json:"measurement,omitempty"`
+	SpiffeId    string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	EntryId     string                 `protobuf:"bytes,3,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
+	TrustDomain string                 `protobuf:"bytes,4,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// Where the server says that a signature gets its time; see node.v1.
+	TimestampUrls []string `protobuf:"bytes,5,rep,name=timestamp_urls,json=timestampUrls,proto3" json:"timestamp_urls,omitempty"`
+	LogUrl        string   `protobuf:"bytes,6,opt,name=log_url,json=logUrl,proto3" json:"log_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -217,6 +220,20 @@ func (x *MeasureResponse) GetEntryId() string {
 func (x *MeasureResponse) GetTrustDomain() string {
 	if x != nil {
 		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *MeasureResponse) GetTimestampUrls() []string {
+	if x != nil {
+		return x.TimestampUrls
+	}
+	return nil
+}
+
+func (x *MeasureResponse) GetLogUrl() string {
+	if x != nil {
+		return x.LogUrl
 	}
 	return ""
 }
@@ -367,6 +384,8 @@ type IssueResponse struct {
 	Authorities   [][]byte               `protobuf:"bytes,2,rep,name=authorities,proto3" json:"authorities,omitempty"`           // DER of the trust domain's X.509 authorities
 	EventLog      []byte                 `protobuf:"bytes,3,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"` // boot event log that the evidence names, may be empty
 	ImaLog        []byte                 `protobuf:"bytes,4,opt,name=ima_log,json=imaLog,proto3" json:"ima_log,omitempty"`
+	TimestampUrls []string               `protobuf:"bytes,5,rep,name=timestamp_urls,json=timestampUrls,proto3" json:"timestamp_urls,omitempty"`
+	LogUrl        string                 `protobuf:"bytes,6,opt,name=log_url,json=logUrl,proto3" json:"log_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -427,6 +446,20 @@ func (x *IssueResponse) GetImaLog() []byte {
 		return x.ImaLog
 	}
 	return nil
+}
+
+func (x *IssueResponse) GetTimestampUrls() []string {
+	if x != nil {
+		return x.TimestampUrls
+	}
+	return nil
+}
+
+func (x *IssueResponse) GetLogUrl() string {
+	if x != nil {
+		return x.LogUrl
+	}
+	return ""
 }
 
 type WhoamiRequest struct {
@@ -648,24 +681,28 @@ const file_rootlink_workload_v1_issuer_proto_rawDesc = "" +
 	"\tselectors\x18\x05 \x03(\tR\tselectors\x12-\n" +
 	"\x12unprotected_reason\x18\x06 \x01(\tR\x11unprotectedReason\"-\n" +
 	"\x0eMeasureRequest\x12\x1b\n" +
-	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\"\xb1\x01\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\"\xf1\x01\n" +
 	"\x0fMeasureResponse\x12C\n" +
 	"\vmeasurement\x18\x01 \x01(\v2!.rootlink.workload.v1.MeasurementR\vmeasurement\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x19\n" +
 	"\bentry_id\x18\x03 \x01(\tR\aentryId\x12!\n" +
-	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomain\"K\n" +
+	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomain\x12%\n" +
+	"\x0etimestamp_urls\x18\x05 \x03(\tR\rtimestampUrls\x12\x17\n" +
+	"\alog_url\x18\x06 \x01(\tR\x06logUrl\"K\n" +
 	"\x0ePrepareRequest\x12\x12\n" +
 	"\x04spki\x18\x01 \x01(\fR\x04spki\x12%\n" +
 	"\x0epayload_sha256\x18\x02 \x01(\fR\rpayloadSha256\"-\n" +
 	"\x0fPrepareResponse\x12\x1a\n" +
 	"\bevidence\x18\x01 \x01(\fR\bevidence\" \n" +
 	"\fIssueRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"\x84\x01\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\xc4\x01\n" +
 	"\rIssueResponse\x12\x1b\n" +
 	"\tx509_svid\x18\x01 \x03(\fR\bx509Svid\x12 \n" +
 	"\vauthorities\x18\x02 \x03(\fR\vauthorities\x12\x1b\n" +
 	"\tevent_log\x18\x03 \x01(\fR\beventLog\x12\x17\n" +
-	"\aima_log\x18\x04 \x01(\fR\x06imaLog\"#\n" +
+	"\aima_log\x18\x04 \x01(\fR\x06imaLog\x12%\n" +
+	"\x0etimestamp_urls\x18\x05 \x03(\tR\rtimestampUrls\x12\x17\n" +
+	"\alog_url\x18\x06 \x01(\tR\x06logUrl\"#\n" +
 	"\rWhoamiRequest\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\bR\x04step\"\xba\x02\n" +
 	"\x0eWhoamiResponse\x12C\n" +
