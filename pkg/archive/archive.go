@@ -252,6 +252,12 @@ func digest(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// isDigest: SHA-256 of a file, or a dirHash, which is one too.
+func isDigest(s string) bool {
+	h, err := hex.DecodeString(s)
+	return err == nil && len(h) == sha256.Size && s == strings.ToLower(s)
+}
+
 func (f File) validate() error {
 	dir, known := dirs[f.Role]
 	switch {
@@ -266,7 +272,7 @@ func (f File) validate() error {
 	case f.Size < 0 || f.Size > MaxSize:
 		return malformed("file %q of %d bytes", f.Path, f.Size)
 	}
-	if h, err := hex.DecodeString(f.SHA256); err != nil || len(h) != sha256.Size || f.SHA256 != strings.ToLower(f.SHA256) {
+	if !isDigest(f.SHA256) {
 		return malformed("file %q: %q is not a SHA-256 digest", f.Path, f.SHA256)
 	}
 	return nil
@@ -283,6 +289,16 @@ func (m Manifest) validate() error {
 	}
 	if len(m.Artifacts) > link.MaxLinks {
 		return malformed("%d artifacts, at most %d allowed", len(m.Artifacts), link.MaxLinks)
+	}
+	for _, a := range m.Artifacts {
+		if a.Name == "" || len(a.Name) > link.MaxName || len(a.Digest) > link.MaxDigests {
+			return malformed("artifact %q with %d digests", a.Name, len(a.Digest))
+		}
+		for alg, v := range a.Digest {
+			if !isDigest(v) {
+				return malformed("artifact %q: %s:%q is not a digest", a.Name, alg, v)
+			}
+		}
 	}
 	seen := map[string]bool{}
 	var total int64
