@@ -25,6 +25,7 @@ func (v *linkVerifier) words() {
 		if s.Git != nil && s.Git.Commit != "" {
 			out.SaidBy = append(out.SaidBy, Said{"git commit", gitString(s.Git)})
 		}
+		out.SaidBy = append(out.SaidBy, v.stmt.saidRan()...)
 		if p := c.Programs; p != nil {
 			who = "the recorder " + short(p.Recorder)
 			if !p.RecorderProtected {

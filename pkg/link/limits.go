@@ -16,7 +16,9 @@ const (
 	MaxStepName     = 256     // bytes
 	MaxCommand      = 1 << 14 // arguments
 	MaxDigests      = 8       // digests of one resource
-	MaxExecutables  = 256     // executables recorded in one step
+	MaxExecutables  = 1 << 14 // executables recorded in one step
+	MaxTreeGaps     = 64      // reasons why there may be more
+	MaxCaches       = 64      // caches of one step
 	MaxLeaf         = 80 << 10
 	MaxSignature    = 512 // bytes; a DER P-256 signature needs 72
 	MaxRequirements = 4096

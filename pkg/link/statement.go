@@ -51,17 +51,23 @@ type Byproducts struct {
 	ExitCode    *int         `json:"return-value,omitempty"`
 	Signal      string       `json:"signal,omitempty"`
 	Executables []Executable `json:"executables,omitempty"`
-	Started     time.Time    `json:"started,omitzero"`
-	Finished    time.Time    `json:"finished,omitzero"`
+	// Tree says that Executables lists every program that any process of the
+	// step executed, by exec events. Without it the list is what was seen.
+	Tree     bool      `json:"tree,omitempty"`
+	TreeGaps []string  `json:"tree_gaps,omitempty"` // why Tree is false
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
 	// Skipped names what was met among the files and has no content to record.
 	Skipped []string `json:"skipped,omitempty"`
 }
 
-// Executable is a program that ran as the step's main process, or its script.
+// Executable is a program that a process of the step executed, or a script:
+// one entry for each digest, path and role.
 type Executable struct {
 	Path   string            `json:"path"`
 	Digest map[string]string `json:"digest"`
-	Role   string            `json:"role,omitempty"` // "tool", "script", "interpreter", "recorder"
+	Role   string            `json:"role,omitempty"`
+	Count  int               `json:"count,omitempty"` // how often it was executed
 }
 
 // Environment is where the step ran, open like Byproducts.
@@ -75,6 +81,7 @@ type Environment struct {
 	WorkDir   string            `json:"workdir,omitempty"`
 	CI        map[string]string `json:"ci,omitempty"` // CI token claims, said by the recorder
 	Recorder  string            `json:"recorder,omitempty"`
+	Caches    []Cache           `json:"caches,omitempty"`
 }
 
 // Git is the working tree the step ran in.
@@ -135,8 +142,9 @@ func (s *Statement) Validate() error {
 		return malformed("%d materials, at most %d allowed: record a tree as one %s", len(s.Materials), MaxMaterials, DirHashAlg)
 	case len(s.Command) > MaxCommand:
 		return malformed("%d arguments, at most %d allowed", len(s.Command), MaxCommand)
-	case len(s.Byproducts.Executables) > MaxExecutables:
-		return malformed("%d executables, at most %d allowed", len(s.Byproducts.Executables), MaxExecutables)
+	}
+	if err := s.validateRan(); err != nil {
+		return err
 	}
 	if err := validateResources("subject", s.Subjects); err != nil {
 		return err

@@ -273,6 +273,9 @@ func (t *Trust) readRequirement(r Requirement) (Requirement, error) {
 			}
 		}
 	}
+	if err := r.validateRan(); err != nil {
+		return r, err
+	}
 	for _, h := range r.EKs {
 		if _, err := parseHash(h); err != nil {
 			return r, err

@@ -92,6 +92,10 @@ type Requirement struct {
 	EKs                  []string `json:"eks,omitempty"`          // EK hashes; empty: any that EKTrust accepts
 	PCRPolicies          []string `json:"pcr_policies,omitempty"` // names, one of which must be met; needed unless tier is tpm
 	Steps                []string `json:"steps,omitempty"`        // step names this identity may sign; empty: any
+	// Executables is the tool list: what the recorder says ran must be in it,
+	// and its list complete. Lower-case hex SHA-256, or AnyHash; absent: not demanded.
+	Executables  []string `json:"executables,omitempty"`
+	CachesPerJob bool     `json:"caches_per_job,omitempty"` // caches must have been empty
 }
 
 // Revocation kinds.

@@ -64,6 +64,8 @@ func (v *linkVerifier) checks() []check {
 		{"requirement.pcr_policy", "verify.md, PCR policies", ErrPolicy, v.requiredPCRs},
 		{"requirement.tier", "verify.md, tiers", ErrPolicy, v.requiredTier},
 		{"requirement.step", "verify.md, requirements", ErrPolicy, v.requiredStep},
+		{"requirement.executables", "verify.md, what ran", ErrPolicy, v.requiredExecutables},
+		{"requirement.caches", "verify.md, what ran", ErrPolicy, v.requiredCaches},
 		{"pcr_policy.claim", "verify.md, PCR policies", ErrPolicy, v.policyClaim},
 		{"ek.inventory", "verify.md, inventory", ErrPolicy, v.inInventory},
 		{"identity", "verify.md, identity", ErrPolicy, v.identityMatch},
