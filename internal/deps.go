@@ -7,11 +7,7 @@ import (
 	_ "github.com/in-toto/in-toto-golang/in_toto"
 	_ "github.com/sigstore/timestamp-authority/v2/pkg/verification"
 	_ "github.com/transparency-dev/formats/log"
-	_ "github.com/transparency-dev/formats/note"
-	_ "github.com/transparency-dev/merkle/proof"
-	_ "github.com/transparency-dev/merkle/rfc6962"
 	_ "github.com/transparency-dev/tessera"
 	_ "github.com/transparency-dev/tessera/storage/posix"
-	_ "golang.org/x/mod/sumdb/note"
 	_ "oras.land/oras-go/v2"
 )
