@@ -14,6 +14,7 @@ import (
 	bundlev1 "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	commonv1 "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	dssev1 "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -28,6 +29,8 @@ type Bundle struct {
 	payload   []byte
 	signature []byte
 	leaf      *x509.Certificate
+	tokens    [][]byte                        // RFC 3161, DER of TimeStampResp
+	entries   []*rekorv1.TransparencyLogEntry // with inclusion proofs
 }
 
 // ErrSignerMismatch: the certificate or its evidence is not for this key and
@@ -76,6 +79,8 @@ func (b *Bundle) Marshal() ([]byte, error) {
 			Content: &bundlev1.VerificationMaterial_Certificate{
 				Certificate: &commonv1.X509Certificate{RawBytes: b.leaf.Raw},
 			},
+			TlogEntries:               b.entries,
+			TimestampVerificationData: timestampData(b.tokens),
 		},
 		Content: &bundlev1.Bundle_DsseEnvelope{DsseEnvelope: &dssev1.Envelope{
 			Payload: b.payload, PayloadType: PayloadType,
@@ -98,7 +103,7 @@ func (b *Bundle) Marshal() ([]byte, error) {
 }
 
 // ParseBundle decodes a bundle and checks its form: exactly the fields that
-// Sign writes, once each.
+// Marshal writes, once each.
 func ParseBundle(raw []byte) (*Bundle, error) {
 	if len(bytes.TrimSpace(raw)) == 0 {
 		return nil, malformed("the bundle is empty")
@@ -114,9 +119,15 @@ func ParseBundle(raw []byte) (*Bundle, error) {
 		return nil, malformed("bundle media type %q, want %q", pb.GetMediaType(), BundleMediaType)
 	}
 	vm := pb.GetVerificationMaterial()
-	if len(vm.GetTlogEntries()) != 0 || vm.GetTimestampVerificationData() != nil {
-		// Ignoring them would be to ignore what somebody relies on.
-		return nil, fmt.Errorf("bundle with log entries or timestamps: %w", ErrUnsupported)
+	var tokens [][]byte
+	for _, t := range vm.GetTimestampVerificationData().GetRfc3161Timestamps() {
+		tokens = append(tokens, t.GetSignedTimestamp())
+	}
+	if err := checkTokens(tokens); err != nil {
+		return nil, err
+	}
+	if err := checkEntries(vm.GetTlogEntries()); err != nil {
+		return nil, err
 	}
 	der := vm.GetCertificate().GetRawBytes()
 	if len(der) == 0 {
@@ -147,7 +158,10 @@ func ParseBundle(raw []byte) (*Bundle, error) {
 	if n := len(sig.GetSig()); n == 0 || n > MaxSignature {
 		return nil, malformed("signature of %d bytes, 1 to %d allowed", n, MaxSignature)
 	}
-	return &Bundle{payload: env.GetPayload(), signature: sig.GetSig(), leaf: leaf}, nil
+	return &Bundle{
+		payload: env.GetPayload(), signature: sig.GetSig(), leaf: leaf,
+		tokens: tokens, entries: vm.GetTlogEntries(),
+	}, nil
 }
 
 // UnverifiedCertificate returns the signer's certificate as the bundle claims it.

@@ -14,6 +14,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	commonv1 "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
+	"google.golang.org/protobuf/proto"
 )
 
 func testStatement() *Statement {
@@ -91,6 +95,40 @@ func TestBundleRoundTrip(t *testing.T) {
 	}
 }
 
+func TestBundleKeepsTokensAndLogEntries(t *testing.T) {
+	b := mustParse(t, testBundle(t))
+	with, err := b.WithTimestamps([]byte("one"), []byte("two"), []byte("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := &rekorv1.TransparencyLogEntry{LogIndex: 7, LogId: &commonv1.LogId{KeyId: []byte("log")}, CanonicalizedBody: []byte("{}")}
+	if with, err = with.WithLogEntry(entry); err != nil {
+		t.Fatal(err)
+	}
+	// A later proof of the same entry takes its place.
+	entry.InclusionProof = &rekorv1.InclusionProof{TreeSize: 9}
+	if with, err = with.WithLogEntry(entry); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := with.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := mustParse(t, raw)
+	if got := again.Timestamps(); len(got) != 2 || string(got[0]) != "one" || string(got[1]) != "two" {
+		t.Errorf("tokens %q", got)
+	}
+	if got := again.LogEntries(); len(got) != 1 || !proto.Equal(got[0], entry) {
+		t.Errorf("entries %v", got)
+	}
+	if !bytes.Equal(again.Signature(), b.Signature()) || len(b.Timestamps())+len(b.LogEntries()) != 0 {
+		t.Error("the bundle that they were added to has changed")
+	}
+	if _, err := again.WithTimestamps(make([]byte, MaxToken+1)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a large token: %v", err)
+	}
+}
+
 func TestSignRefusesCertificateOfAnotherKey(t *testing.T) {
 	key, _ := testSigner(t)
 	_, other := testSigner(t)
@@ -119,8 +157,13 @@ func TestParseBundleRefuses(t *testing.T) {
 		"other media type":         strings.Replace(good, "v0.3+json", "v0.2+json", 1),
 		"other payload type":       strings.Replace(good, "vnd.in-toto+json", "vnd.other+json", 1),
 		"public key for a leaf":    strings.Replace(good, `"certificate":{"rawBytes":`, `"publicKey":{"hint":`, 1),
-		"log entries":              strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"tlogEntries":[{}],`, 1),
-		"timestamps":               strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"timestampVerificationData":{},`, 1),
+		"empty log entry":          strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"tlogEntries":[{}],`, 1),
+		"nine log entries":         strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"tlogEntries":[`+strings.Repeat(`{"logIndex":"1"},`, 8)+`{"logIndex":"1"}],`, 1),
+		"large log entry":          strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"tlogEntries":[{"canonicalizedBody":"`+strings.Repeat("AAAA", MaxLogEntry/3+1)+`"}],`, 1),
+		"empty token":              strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"timestampVerificationData":{"rfc3161Timestamps":[{}]},`, 1),
+		"seventeen tokens":         strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"timestampVerificationData":{"rfc3161Timestamps":[`+strings.Repeat(`{"signedTimestamp":"AA=="},`, 16)+`{"signedTimestamp":"AA=="}]},`, 1),
+		"large token":              strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"timestampVerificationData":{"rfc3161Timestamps":[{"signedTimestamp":"`+strings.Repeat("AAAA", MaxToken/3+1)+`"}]},`, 1),
+		"unknown time":             strings.Replace(good, `"verificationMaterial":{`, `"verificationMaterial":{"timestampVerificationData":{"roughtime":[]},`, 1),
 		"trailing data":            good + "{}",
 		"empty":                    "",
 		"null":                     "null",

@@ -20,7 +20,11 @@ const (
 	MaxTreeGaps     = 64      // reasons why there may be more
 	MaxCaches       = 64      // caches of one step
 	MaxLeaf         = 80 << 10
-	MaxSignature    = 512 // bytes; a DER P-256 signature needs 72
+	MaxSignature    = 512       // bytes; a DER P-256 signature needs 72
+	MaxTokens       = 16        // timestamp tokens in a bundle
+	MaxToken        = 64 << 10  // bytes of one, certificates included
+	MaxLogEntries   = 8         // in a bundle
+	MaxLogEntry     = 256 << 10 // bytes of one: a body of 64 KiB, a path, cosignatures
 	MaxRequirements = 4096
 	MaxPolicies     = 4096 // PCR policy revisions
 	MaxAuthorities  = 1024 // SVID authorities, and as many attestation CAs

@@ -78,6 +78,10 @@ func (v *linkVerifier) bundleForm() (_ string, err error) {
 	if v.bundle, err = ParseBundle(v.in.Bundle); err != nil {
 		return "", err
 	}
+	if len(v.bundle.tokens)+len(v.bundle.entries) > 0 {
+		// Ignoring them would be to ignore what somebody relies on.
+		return "", fmt.Errorf("bundle with log entries or timestamps: %w", ErrUnsupported)
+	}
 	v.leaf = v.bundle.leaf
 	return "one DSSE signature, one leaf certificate, nothing else", nil
 }
