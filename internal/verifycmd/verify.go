@@ -5,6 +5,7 @@ package verifycmd
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,7 +17,7 @@ import (
 type verifyOptions struct {
 	trust, state, identity, layout string
 	revocations                    []string
-	notBefore                      string
+	notBefore, predicate           string
 	verbose                        bool
 }
 
@@ -49,6 +50,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	f := cmd.Flags()
 	f.StringVar(&o.trust, "trust", "", "trust.json: the `FILE` that rootlink-server trust export writes")
 	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or pattern of it, that must have signed")
+	f.StringVar(&o.predicate, "type", "link", "predicate type of the statements, a URI or one of "+strings.Join(link.PredicateAliases(), ", "))
 	f.StringVar(&o.layout, "layout", "", "in-toto layout that the links must fulfil (not supported yet)")
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
@@ -89,6 +91,9 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 		return err
 	}
 	in := link.Input{Identity: o.identity, NotBefore: notBefore}
+	if in.Type, err = link.ResolvePredicateType(o.predicate); err != nil {
+		return cli.Usage("a short name, or the predicate type's whole URI", "--type: %w", err)
+	}
 	if err := readInputs(&in, args); err != nil {
 		return err
 	}
@@ -146,6 +151,10 @@ func hint(f *link.Failure, err error) string {
 		return "check this machine's clock, and that of the one that issued it"
 	}
 	switch f.Check {
+	case "statement.type":
+		return "--type says which kind of statement is expected; `rootlink inspect` shows which it is"
+	case "requirement.type":
+		return "when this identity is to sign such statements: rootlink-server trust export --allow-type ID=TYPE"
 	case "trust.window":
 		return "export a new trust.json: rootlink-server trust export"
 	case "trust.serial":

@@ -16,23 +16,31 @@ func (v *linkVerifier) words() {
 	c, out := v.out.Chain, v.out
 	if s := c.Statement; s != nil {
 		who := "the recorder"
-		out.SaidBy = append(out.SaidBy,
-			Said{"command", strings.Join(s.Command, " ")},
-			Said{"materials and products", count(s.Materials, "material") + ", " + count(len(s.Subjects), "product")})
+		what := "materials, products and how the step ended"
+		if v.stmt != nil {
+			out.SaidBy = append(out.SaidBy,
+				Said{"command", strings.Join(s.Command, " ")},
+				Said{"materials and products", count(s.Materials, "material") + ", " + count(len(s.Subjects), "product")})
+		} else {
+			what = "that the predicate came from the tool, and which artifacts it is about"
+			out.SaidBy = append(out.SaidBy, Said{"predicate", s.PredicateType + " about " + count(len(s.Subjects), "subject")})
+		}
 		if s.ExitCode != nil {
 			out.SaidBy = append(out.SaidBy, Said{"exit code", fmt.Sprint(*s.ExitCode)})
 		}
 		if s.Git != nil && s.Git.Commit != "" {
 			out.SaidBy = append(out.SaidBy, Said{"git commit", gitString(s.Git)})
 		}
-		out.SaidBy = append(out.SaidBy, v.stmt.saidRan()...)
+		if v.stmt != nil {
+			out.SaidBy = append(out.SaidBy, v.stmt.saidRan()...)
+		}
 		if p := c.Programs; p != nil {
 			who = "the recorder " + short(p.Recorder)
 			if !p.RecorderProtected {
 				who += ", UNPROTECTED: or any other process of its user"
 			}
 		}
-		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "materials, products and how the step ended", Who: who})
+		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: what, Who: who})
 	}
 	if v.verified == nil {
 		return

@@ -14,6 +14,8 @@ const (
 	MaxMaterials    = 1 << 16 // what bulk trees are folded to a dirHash for
 	MaxName         = 4096    // bytes of a subject's or material's name (PATH_MAX)
 	MaxStepName     = 256     // bytes
+	MaxTypeURI      = 512     // bytes of a predicate type
+	MaxTypes        = 64      // predicate types that one identity may sign
 	MaxCommand      = 1 << 14 // arguments
 	MaxDigests      = 8       // digests of one resource
 	MaxExecutables  = 1 << 14 // executables recorded in one step

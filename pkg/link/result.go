@@ -27,6 +27,8 @@ type Input struct {
 	Links     []LinkInput
 	Artifacts []Artifact // each must be a subject of at least one link
 	Identity  string     // pattern that every signer must match; needed
+	// Type is the predicate type that every statement must have; empty: a link.
+	Type string
 	// LeastSerial is the highest serial of trust.json seen before.
 	LeastSerial uint64
 	// NotBefore, when set, refuses links whose nonce is older: a genuine link
@@ -145,7 +147,8 @@ type Chain struct {
 
 // StatementInfo is the signed statement, as the recorder said it.
 type StatementInfo struct {
-	Step          string     `json:"step"`
+	PredicateType string     `json:"predicate_type"`
+	Step          string     `json:"step"` // of a link, as all below it but the subjects
 	Command       []string   `json:"command"`
 	PayloadSHA256 string     `json:"payload_sha256"` // of the DSSE pre-authentication encoding
 	Subjects      []Resource `json:"subjects"`

@@ -169,9 +169,14 @@ func (l *LinkResult) tree(r *Result) *node {
 		leaf.notes = append(leaf.notes, "not established: the signature was not verified")
 		return top
 	}
-	leaf.text = fmt.Sprintf("link %s: step %q", Clean(l.Name), Clean(s.Step))
-	leaf.notes = append(leaf.notes, "command "+abbreviate(Clean(strings.Join(s.Command, " "))))
 	facts := []string{count(s.Materials, "material") + ", " + count(len(s.Subjects), "product")}
+	if s.PredicateType == PredicateType {
+		leaf.text = fmt.Sprintf("link %s: step %q", Clean(l.Name), Clean(s.Step))
+		leaf.notes = append(leaf.notes, "command "+abbreviate(Clean(strings.Join(s.Command, " "))))
+	} else {
+		leaf.text = fmt.Sprintf("attestation %s: %s", Clean(l.Name), Clean(s.PredicateType))
+		facts = []string{"about " + count(len(s.Subjects), "subject")}
+	}
 	if s.ExitCode != nil {
 		facts = append(facts, fmt.Sprintf("exit code %d", *s.ExitCode))
 	}

@@ -276,6 +276,14 @@ func (t *Trust) readRequirement(r Requirement) (Requirement, error) {
 	if err := r.validateRan(); err != nil {
 		return r, err
 	}
+	if len(r.Types) > MaxTypes {
+		return r, malformed("%d predicate types, at most %d allowed", len(r.Types), MaxTypes)
+	}
+	for _, uri := range r.Types {
+		if err := ValidatePredicateType(uri); err != nil {
+			return r, err
+		}
+	}
 	for _, h := range r.EKs {
 		if _, err := parseHash(h); err != nil {
 			return r, err

@@ -96,6 +96,9 @@ type Requirement struct {
 	// and its list complete. Lower-case hex SHA-256, or AnyHash; absent: not demanded.
 	Executables  []string `json:"executables,omitempty"`
 	CachesPerJob bool     `json:"caches_per_job,omitempty"` // caches must have been empty
+	// Types are the predicate types this identity may sign. Empty: links only.
+	// One that signs links and others lists the links' type too.
+	Types []string `json:"types,omitempty"`
 }
 
 // Revocation kinds.

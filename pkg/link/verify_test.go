@@ -204,7 +204,7 @@ func TestRefusesStatementThatIsNoLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.in.Links = []LinkInput{{Name: "build", Bundle: raw}}
-	s.refuses(t, "statement.form", ErrCrypto)
+	s.refuses(t, "statement.type", ErrPolicy)
 }
 
 // The SVID

@@ -179,8 +179,10 @@ func (v *linkVerifier) notRevoked() (string, error) {
 		}
 	}
 	// What the recorder says it ran besides is no proof, and still reason enough.
-	for _, e := range v.stmt.Byproducts.Executables {
-		ids = append(ids, [2]string{RevokedExecutable, e.Digest["sha256"]})
+	if v.stmt != nil {
+		for _, e := range v.stmt.Byproducts.Executables {
+			ids = append(ids, [2]string{RevokedExecutable, e.Digest["sha256"]})
+		}
 	}
 	for _, id := range ids {
 		for _, at := range times {
@@ -289,7 +291,7 @@ func (v *linkVerifier) requiredTier() (string, error) {
 }
 
 func (v *linkVerifier) requiredStep() (string, error) {
-	if v.req == nil || len(v.req.Steps) == 0 {
+	if v.req == nil || v.stmt == nil || len(v.req.Steps) == 0 {
 		return "", errSkip
 	}
 	if !slices.Contains(v.req.Steps, v.stmt.Step) {

@@ -24,6 +24,7 @@ type linkVerifier struct {
 	at        time.Time // T
 	identity  string
 	notBefore time.Time
+	wantType  string // predicate type asked for
 	out       *LinkResult
 	sub       []attest.Check // of the check that just ran
 
@@ -31,7 +32,8 @@ type linkVerifier struct {
 	leaf      *x509.Certificate // bundle.form
 	id        spiffeid.ID       // svid.profile
 	authority Authority         // svid.authority
-	stmt      *Statement        // statement.form
+	stmt      *Statement        // statement.form; nil: not a link
+	predicate string            // statement.form; the predicate type
 	evidence  *attest.Evidence  // evidence.form; nil: the certificate carries none
 	req       *Requirement      // requirement.match
 	verified  *attest.Verified  // evidence.verify
@@ -49,6 +51,7 @@ func (v *linkVerifier) checks() []check {
 		{"svid.validity", "RFC 5280 §4.1.2.5", ErrCrypto, v.svidValidity},
 		{"dsse.signature", "DSSE v1.0, protocol", ErrCrypto, v.signatureValid},
 		{"statement.form", "in-toto Statement v1; in-toto link v0.3", ErrCrypto, v.statementForm},
+		{"statement.type", "verify.md, statements that are no links", ErrPolicy, v.statementType},
 		// With which evidence.
 		{"evidence.form", "evidence.md, encoding; RFC 9999", ErrCrypto, v.evidenceForm},
 		{"requirement.match", "verify.md, requirements", ErrPolicy, v.requirementMatch},
@@ -63,6 +66,7 @@ func (v *linkVerifier) checks() []check {
 		{"requirement.recorder", "verify.md, requirements", ErrPolicy, v.requiredRecorder},
 		{"requirement.pcr_policy", "verify.md, PCR policies", ErrPolicy, v.requiredPCRs},
 		{"requirement.tier", "verify.md, tiers", ErrPolicy, v.requiredTier},
+		{"requirement.type", "verify.md, statements that are no links", ErrPolicy, v.requiredType},
 		{"requirement.step", "verify.md, requirements", ErrPolicy, v.requiredStep},
 		{"requirement.executables", "verify.md, what ran", ErrPolicy, v.requiredExecutables},
 		{"requirement.caches", "verify.md, what ran", ErrPolicy, v.requiredCaches},
@@ -186,17 +190,52 @@ func (v *linkVerifier) signatureValid() (string, error) {
 }
 
 func (v *linkVerifier) statementForm() (_ string, err error) {
-	if v.stmt, err = v.bundle.UnverifiedStatement(); err != nil {
-		return "", err
-	}
-	s := v.stmt
 	digest := PayloadDigest(v.bundle.payload)
+	stmt, err := v.bundle.UnverifiedStatement()
+	if err != nil || v.wantType != PredicateType {
+		a, aerr := v.bundle.UnverifiedAttestation()
+		if aerr != nil || a.Type == PredicateType && err != nil {
+			return "", errors.Join(aerr, err)
+		}
+		if a.Type != PredicateType {
+			v.predicate = a.Type
+			v.out.Chain.Statement = &StatementInfo{PredicateType: a.Type, PayloadSHA256: hex.EncodeToString(digest[:]), Subjects: a.Subjects}
+			return fmt.Sprintf("predicate %s, %s", a.Type, count(len(a.Subjects), "subject")), nil
+		}
+	}
+	v.stmt, v.predicate = stmt, PredicateType
+	s := v.stmt
 	v.out.Chain.Statement = &StatementInfo{
-		Step: s.Step, Command: s.Command, PayloadSHA256: hex.EncodeToString(digest[:]),
+		PredicateType: PredicateType, Step: s.Step, Command: s.Command, PayloadSHA256: hex.EncodeToString(digest[:]),
 		Subjects: s.Subjects, Materials: len(s.Materials), ExitCode: s.Byproducts.ExitCode,
 		Git: s.Environment.Git, Started: s.Byproducts.Started, Finished: s.Byproducts.Finished,
 	}
 	return fmt.Sprintf("step %q, %s, %s", s.Step, count(len(s.Subjects), "subject"), count(len(s.Materials), "material")), nil
+}
+
+// statementType: what was signed is of the kind that was asked for, so that
+// nobody passes an SBOM where a link is wanted, or the other way round.
+func (v *linkVerifier) statementType() (string, error) {
+	if v.predicate != v.wantType {
+		return "", fmt.Errorf("the statement is a %s, asked for was %s", predicateAlias(v.predicate), predicateAlias(v.wantType))
+	}
+	return v.predicate, nil
+}
+
+// requiredType: an identity signs links, and other kinds only where its
+// requirement lists them.
+func (v *linkVerifier) requiredType() (string, error) {
+	if v.req == nil {
+		return "", errSkip
+	}
+	types := v.req.Types
+	if len(types) == 0 {
+		types = []string{PredicateType}
+	}
+	if !slices.Contains(types, v.predicate) {
+		return "", fmt.Errorf("%s may not sign statements of type %s", v.req.Identity, predicateAlias(v.predicate))
+	}
+	return v.predicate, nil
 }
 
 func (v *linkVerifier) identityMatch() (string, error) {
@@ -219,6 +258,9 @@ func (v *linkVerifier) fresh() (string, error) {
 }
 
 func (v *linkVerifier) stepSucceeded() (string, error) {
+	if v.stmt == nil {
+		return "", errSkip // only a link says how a step went
+	}
 	b := v.stmt.Byproducts
 	switch {
 	case b.Signal != "":

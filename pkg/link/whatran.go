@@ -139,9 +139,16 @@ func (r *Requirement) validateRan() error {
 	return nil
 }
 
+// errSaysNothing: what was demanded of a step's tree cannot be met by a
+// statement that lists none.
+var errSaysNothing = errors.New("the statement is no link, and so does not say what ran")
+
 func (v *linkVerifier) requiredExecutables() (string, error) {
 	if v.req == nil || len(v.req.Executables) == 0 {
 		return "", errSkip
+	}
+	if v.stmt == nil {
+		return "", errSaysNothing
 	}
 	if err := CheckExecutables(v.stmt, v.req.Executables); err != nil {
 		return "", err
@@ -162,6 +169,9 @@ func (v *linkVerifier) requiredExecutables() (string, error) {
 func (v *linkVerifier) requiredCaches() (string, error) {
 	if v.req == nil || !v.req.CachesPerJob {
 		return "", errSkip
+	}
+	if v.stmt == nil {
+		return "", errSaysNothing
 	}
 	if err := CheckCaches(v.stmt); err != nil {
 		return "", err
