@@ -39,6 +39,7 @@ demo: setup build
 
 # The race detector needs cgo; the linker and the timeouts are sized for two cores.
 test: setup build
+	@scripts/setup test
 	ROOTLINK_BIN=$(CURDIR)/$(BIN) $(GO) test -race -count=1 -timeout 20m ./...
 
 lint:
