@@ -18,6 +18,7 @@ type verifyOptions struct {
 	trust, state, identity, layout string
 	revocations                    []string
 	notBefore, predicate           string
+	report                         string
 	verbose                        bool
 }
 
@@ -55,6 +56,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
+	f.StringVar(&o.report, "report", "", "also write the result as one self-contained HTML page to this `FILE`")
 	f.BoolVar(&o.verbose, "verbose", false, "list every check, also those that passed")
 	return cmd
 }
@@ -110,6 +112,9 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 		if err := state.remember(trust.Serial()); err != nil {
 			return err
 		}
+	}
+	if err := writeReport(o.report, res, nil, now); err != nil {
+		return err
 	}
 	switch {
 	case cli.WantsJSON(cmd):
