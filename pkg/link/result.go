@@ -34,6 +34,9 @@ type Input struct {
 	// NotBefore, when set, refuses links whose nonce is older: a genuine link
 	// of an earlier run, replayed.
 	NotBefore time.Time
+	// ExitCode is how the steps must have ended: 0 unless a layout expects
+	// another.
+	ExitCode int
 }
 
 // LinkInput is one bundle with what ships beside it.
@@ -117,6 +120,8 @@ type LinkResult struct {
 	TakenOnWordOf []Word   `json:"taken_on_word_of"`
 
 	Checks []attest.Check `json:"checks"`
+
+	stmt *Statement // once its signature was checked
 }
 
 // Said is one thing that only the recorder says.

@@ -81,7 +81,10 @@ type Environment struct {
 	WorkDir   string            `json:"workdir,omitempty"`
 	CI        map[string]string `json:"ci,omitempty"` // CI token claims, said by the recorder
 	Recorder  string            `json:"recorder,omitempty"`
-	Caches    []Cache           `json:"caches,omitempty"`
+	// BuildID names the run of the pipeline that the step belongs to, so that
+	// links of different runs are not mixed.
+	BuildID string  `json:"build_id,omitempty"`
+	Caches  []Cache `json:"caches,omitempty"`
 }
 
 // Git is the working tree the step ran in.

@@ -48,7 +48,7 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 	})
 	for _, l := range in.Links {
 		v := &linkVerifier{
-			in: l, trust: trust, at: now, identity: in.Identity, notBefore: in.NotBefore, wantType: cmp.Or(in.Type, PredicateType),
+			in: l, trust: trust, at: now, identity: in.Identity, notBefore: in.NotBefore, exitCode: in.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
 			out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},
 		}
 		if !ok {

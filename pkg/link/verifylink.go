@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -24,6 +25,7 @@ type linkVerifier struct {
 	at        time.Time // T
 	identity  string
 	notBefore time.Time
+	exitCode  int
 	wantType  string // predicate type asked for
 	out       *LinkResult
 	sub       []attest.Check // of the check that just ran
@@ -205,6 +207,7 @@ func (v *linkVerifier) statementForm() (_ string, err error) {
 	}
 	v.stmt, v.predicate = stmt, PredicateType
 	s := v.stmt
+	v.out.stmt = s
 	v.out.Chain.Statement = &StatementInfo{
 		PredicateType: PredicateType, Step: s.Step, Command: s.Command, PayloadSHA256: hex.EncodeToString(digest[:]),
 		Subjects: s.Subjects, Materials: len(s.Materials), ExitCode: s.Byproducts.ExitCode,
@@ -267,8 +270,10 @@ func (v *linkVerifier) stepSucceeded() (string, error) {
 		return "", fmt.Errorf("the step was ended by signal %s", b.Signal)
 	case b.ExitCode == nil:
 		return "", errors.New("the statement does not say how the step ended")
-	case *b.ExitCode != 0:
+	case *b.ExitCode != v.exitCode && v.exitCode != 0:
+		return "", fmt.Errorf("the step ended with exit code %d, not with %d as the layout expects", *b.ExitCode, v.exitCode)
+	case *b.ExitCode != v.exitCode:
 		return "", fmt.Errorf("the step ended with exit code %d", *b.ExitCode)
 	}
-	return "0", nil
+	return strconv.Itoa(*b.ExitCode), nil
 }

@@ -25,7 +25,9 @@ func ranScene(t *testing.T) (*scene, string, string) {
 func TestAcceptsWhatIsInTheToolList(t *testing.T) {
 	s, _, _ := ranScene(t)
 	res := s.accepts(t)
-	if i := slices.IndexFunc(res.Links[0].SaidBy, func(x Said) bool { return strings.Contains(x.Value, "2 programs, started 213 times, the whole process tree") }); i < 0 {
+	if i := slices.IndexFunc(res.Links[0].SaidBy, func(x Said) bool {
+		return strings.Contains(x.Value, "2 programs, started 213 times, the whole process tree")
+	}); i < 0 {
 		t.Errorf("the result does not say what ran, on the recorder's word: %+v", res.Links[0].SaidBy)
 	}
 	s, _, _ = ranScene(t)
