@@ -5,7 +5,6 @@ package internal
 import (
 	_ "github.com/digitorus/timestamp"
 	_ "github.com/in-toto/in-toto-golang/in_toto"
-	_ "github.com/sigstore/timestamp-authority/v2/pkg/verification"
 	_ "github.com/transparency-dev/formats/log"
 	_ "github.com/transparency-dev/tessera"
 	_ "github.com/transparency-dev/tessera/storage/posix"
