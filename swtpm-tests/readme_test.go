@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/internal/swtpmtest"
+	"github.com/rootlink/rootlink/internal/swtpmtest/story"
 )
 
 // The README is run as it stands: the "By hand" blocks in their order, the
@@ -77,13 +78,13 @@ func (s *shell) serve(name, text string) {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		select {
 		case <-done:
-		case <-time.After(stopTimeout):
+		case <-time.After(story.StopTimeout):
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			<-done
 		}
 		file.Close()
 	})
-	ready := poll(startTimeout, func() bool {
+	ready := story.Poll(story.StartTimeout, func() bool {
 		text, _ := os.ReadFile(log)
 		select {
 		case <-done:
@@ -123,7 +124,7 @@ func TestREADME(t *testing.T) {
 		}
 		env = append(env, name+"="+strings.TrimSpace(string(out)))
 	}
-	env = append(env, "HOME="+home, "PATH="+binDir+":"+os.Getenv("PATH"), "XDG_STATE_HOME="+filepath.Join(home, "state"), "GOFLAGS=-buildvcs=false")
+	env = append(env, "HOME="+home, "PATH="+programs.Bin+":"+os.Getenv("PATH"), "XDG_STATE_HOME="+filepath.Join(home, "state"), "GOFLAGS=-buildvcs=false")
 	s := &shell{t: t, env: env, edit: strings.NewReplacer(
 		"127.0.0.1:8081", address,
 		"rootlink-server run", "rootlink-server run --listen "+address,

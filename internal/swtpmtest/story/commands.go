@@ -1,4 +1,4 @@
-package stories
+package story
 
 import (
 	"encoding/json"
@@ -48,7 +48,7 @@ func cmdRefused(ts *testscript.TestScript, neg bool, args []string) {
 
 // ends NAME CODE REGEXP: the daemon ends by itself with that exit code, says
 // what happened, which matches REGEXP, and what to do.
-func (w *world) cmdEnds(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdEnds(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: ends NAME CODE REGEXP")
 	}
@@ -138,7 +138,7 @@ func cmdSmallFS(ts *testscript.TestScript, neg bool, args []string) {
 
 // public VAR [PROGRAM…]: makes a directory that every user may enter, with
 // copies of these programs, and puts its path into $VAR.
-func cmdPublic(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdPublic(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: public VAR [PROGRAM…]")
 	}
@@ -147,9 +147,9 @@ func cmdPublic(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { _ = os.RemoveAll(dir) })
 	ts.Check(os.Chmod(dir, 0o755))
 	for _, name := range args[1:] {
-		from := binDir
+		from := w.Bin
 		if !strings.HasPrefix(name, "rootlink") {
-			from = helperDir
+			from = w.Helpers
 		}
 		b, err := os.ReadFile(filepath.Join(from, name))
 		ts.Check(err)
@@ -160,7 +160,7 @@ func cmdPublic(ts *testscript.TestScript, neg bool, args []string) {
 
 // maker other|own: the server started next trusts another maker's roots than
 // those of the story's TPMs, or theirs again.
-func (w *world) cmdMaker(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdMaker(ts *testscript.TestScript, neg bool, args []string) {
 	switch {
 	case !neg && len(args) == 1 && args[0] == "other":
 		other := ts.MkAbs("other-maker.pem")

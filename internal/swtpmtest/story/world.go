@@ -1,4 +1,4 @@
-package stories
+package story
 
 import (
 	"bytes"
@@ -20,13 +20,15 @@ import (
 	"github.com/rootlink/rootlink/internal/swtpmtest"
 )
 
+// How long a daemon may take, and whatever comes true by itself.
 const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 15 * time.Second
+	StartTimeout = 30 * time.Second
+	StopTimeout  = 15 * time.Second
 )
 
-// world is what a story runs in: TPMs, and daemons that end with it.
-type world struct {
+// World is what a story runs in: TPMs, and daemons that end with it.
+type World struct {
+	Programs
 	t       *testing.T
 	maker   *swtpmtest.Maker
 	tpms    map[string]*swtpmtest.TPM
@@ -42,8 +44,8 @@ type daemon struct {
 	done chan struct{}
 }
 
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, tpms: map[string]*swtpmtest.TPM{}, daemons: map[string]*daemon{}}
+func newWorld(t *testing.T, p Programs) *World {
+	w := &World{Programs: p, t: t, tpms: map[string]*swtpmtest.TPM{}, daemons: map[string]*daemon{}}
 	t.Cleanup(func() {
 		for _, d := range w.daemons {
 			if t.Failed() {
@@ -56,7 +58,7 @@ func newWorld(t *testing.T) *world {
 
 // end stops the daemons and keeps their last words: the story's directory goes
 // before it is known whether the story failed.
-func (w *world) end() {
+func (w *World) end() {
 	for _, d := range w.daemons {
 		d.stop(syscall.SIGKILL)
 		text, _ := os.ReadFile(d.log)
@@ -71,10 +73,10 @@ func tail(b []byte, n int) []byte {
 	return b
 }
 
-func (w *world) setup(env *testscript.Env) error {
+func (w *World) setup(env *testscript.Env) error {
 	swtpmtest.AtDeath(w.t, `rm -rf "$1"; rmdir "${1%/*}"`, env.WorkDir)
 	env.Defer(w.end)
-	env.Setenv("PATH", binDir+":"+helperDir+":"+env.Getenv("PATH"))
+	env.Setenv("PATH", w.Bin+":"+w.Helpers+":"+env.Getenv("PATH"))
 	env.Setenv("TD", "example.org")
 	env.Setenv("ADMIN", filepath.Join(env.WorkDir, "admin.sock"))
 	env.Setenv("SOCKET", filepath.Join(env.WorkDir, "agent.sock"))
@@ -93,29 +95,27 @@ func (w *world) setup(env *testscript.Env) error {
 	return nil
 }
 
-func (w *world) commands() map[string]func(*testscript.TestScript, bool, []string) {
-	return map[string]func(*testscript.TestScript, bool, []string){
-		"tpm":      w.cmdTPM,
-		"daemon":   w.cmdDaemon,
-		"server":   w.cmdServer,
-		"agent":    w.cmdAgent,
-		"capture":  cmdCapture,
-		"retry":    cmdRetry,
-		"flip":     cmdFlip,
-		"enroll":   cmdEnroll,
-		"logged":   w.cmdLogged,
-		"exits":    cmdExits,
-		"refused":  cmdRefused,
-		"ends":     w.cmdEnds,
-		"holds":    cmdHolds,
-		"own":      cmdOwn,
-		"smallfs":  cmdSmallFS,
-		"public":   cmdPublic,
-		"eventlog": cmdEventLog,
-		"thief":    cmdThief,
-		"json":     cmdJSON,
-		"splice":   cmdSplice,
-		"maker":    w.cmdMaker,
+func (w *World) commands() map[string]Command {
+	return map[string]Command{
+		"tpm":     w.cmdTPM,
+		"daemon":  w.cmdDaemon,
+		"server":  w.cmdServer,
+		"agent":   w.cmdAgent,
+		"capture": cmdCapture,
+		"retry":   cmdRetry,
+		"flip":    cmdFlip,
+		"enroll":  cmdEnroll,
+		"logged":  w.cmdLogged,
+		"exits":   cmdExits,
+		"refused": cmdRefused,
+		"ends":    w.cmdEnds,
+		"holds":   cmdHolds,
+		"own":     cmdOwn,
+		"smallfs": cmdSmallFS,
+		"public":  w.cmdPublic,
+		"json":    cmdJSON,
+		"splice":  cmdSplice,
+		"maker":   w.cmdMaker,
 	}
 }
 
@@ -125,7 +125,7 @@ func (w *world) commands() map[string]func(*testscript.TestScript, bool, []strin
 // start sets $TPM_NAME (the --tpm flag) and $TCTI_NAME (for tpm2-tools); NAME is
 // "tpm" by default, then the variables are $TPM and $TCTI. $MAKER is a PEM file
 // with the roots of the one maker of a story's TPMs.
-func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: tpm start|extend|reboot|powercut|clear|lockout [NAME] …")
 	}
@@ -176,7 +176,7 @@ func (w *world) cmdTPM(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func (w *world) startTPM(ts *testscript.TestScript, name, kind string) {
+func (w *World) startTPM(ts *testscript.TestScript, name, kind string) {
 	kinds := map[string]swtpmtest.EKKind{
 		"p256": swtpmtest.ECCP256, "rsa2048": swtpmtest.RSA2048, "p384": swtpmtest.ECCP384, "none": swtpmtest.NoEK,
 	}
@@ -201,7 +201,7 @@ func (w *world) startTPM(ts *testscript.TestScript, name, kind string) {
 // server start [ARGS…]: starts rootlink-server on a free port with $MAKER's
 // roots, waits until it is ready and sets $SERVER. A later start reuses the
 // data directory and the port.
-func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 || args[0] != "start" {
 		w.control(ts, "server", args)
 		return
@@ -227,7 +227,7 @@ func (w *world) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 // agent start [NAME [ARGS…]]: starts rootlink-agent with a join line, on $TPM
 // (or $TPM_NAME), with its socket at $SOCKET (or NAME.sock), and waits until
 // it is ready; launch does not wait.
-func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 || args[0] != "start" && args[0] != "launch" {
 		w.control(ts, "agent", args)
 		return
@@ -243,7 +243,7 @@ func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
 			socket = ts.MkAbs(name + ".sock")
 		}
 	}
-	join, err := exec.Command(filepath.Join(binDir, "rootlink-server"), "join-line", "--admin-socket", ts.Getenv("ADMIN")).Output()
+	join, err := exec.Command(filepath.Join(w.Bin, "rootlink-server"), "join-line", "--admin-socket", ts.Getenv("ADMIN")).Output()
 	ts.Check(err)
 	argv := append([]string{
 		"rootlink-agent", "run", "--trust-domain", ts.Getenv("TD"), "--server", ts.Getenv("SERVER"),
@@ -258,7 +258,7 @@ func (w *world) cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // daemon start NAME COMMAND… | stop NAME | kill NAME | wait NAME
-func (w *world) cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) > 2 && args[0] == "start" {
 		w.start(ts, args[1], args[2:])
 		return
@@ -271,7 +271,7 @@ func (w *world) cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // control: stop ends it kindly, kill does not, wait waits for its own end.
-func (w *world) control(ts *testscript.TestScript, name string, args []string) {
+func (w *World) control(ts *testscript.TestScript, name string, args []string) {
 	if len(args) == 2 {
 		name = args[1]
 	}
@@ -294,7 +294,7 @@ func (w *world) control(ts *testscript.TestScript, name string, args []string) {
 	}
 }
 
-func (w *world) start(ts *testscript.TestScript, name string, argv []string) *daemon {
+func (w *World) start(ts *testscript.TestScript, name string, argv []string) *daemon {
 	if d := w.daemons[name]; d != nil {
 		select {
 		case <-d.done:
@@ -307,7 +307,7 @@ func (w *world) start(ts *testscript.TestScript, name string, argv []string) *da
 	ts.Check(err)
 	program := argv[0]
 	if strings.HasPrefix(program, "rootlink") {
-		program = filepath.Join(binDir, program)
+		program = filepath.Join(w.Bin, program)
 	}
 	d.cmd = exec.Command(program, argv[1:]...)
 	d.cmd.Dir = ts.MkAbs(".")
@@ -334,7 +334,7 @@ func (w *world) start(ts *testscript.TestScript, name string, argv []string) *da
 
 // readyLine waits for the line that says that the daemon is ready.
 func (d *daemon) readyLine(ts *testscript.TestScript) string {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), StartTimeout)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -364,7 +364,7 @@ func (d *daemon) stop(sig syscall.Signal) {
 	_ = d.cmd.Process.Signal(sig)
 	select {
 	case <-d.done:
-	case <-time.After(stopTimeout):
+	case <-time.After(StopTimeout):
 		_ = d.cmd.Process.Kill()
 		<-d.done
 	}
@@ -373,13 +373,13 @@ func (d *daemon) stop(sig syscall.Signal) {
 func (d *daemon) wait(ts *testscript.TestScript) {
 	select {
 	case <-d.done:
-	case <-time.After(startTimeout):
+	case <-time.After(StartTimeout):
 		ts.Fatalf("%s still runs", d.name)
 	}
 }
 
 // logged [!] NAME REGEXP: the daemon's log has (or comes to have) such a line.
-func (w *world) cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
+func (w *World) cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 2 {
 		ts.Fatalf("usage: logged NAME REGEXP")
 	}
@@ -398,12 +398,13 @@ func (w *world) cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return
 	}
-	if !poll(startTimeout, seen) {
+	if !Poll(StartTimeout, seen) {
 		ts.Fatalf("the log of %s has nothing that matches %q", args[0], args[1])
 	}
 }
 
-func poll(limit time.Duration, ok func() bool) bool {
+// Poll asks until it is so, for no longer than limit.
+func Poll(limit time.Duration, ok func() bool) bool {
 	deadline := time.After(limit)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -439,7 +440,7 @@ func cmdRetry(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: retry [exec] COMMAND…")
 	}
-	ok := poll(startTimeout, func() bool { return (ts.Exec(args[0], args[1:]...) == nil) != neg })
+	ok := Poll(StartTimeout, func() bool { return (ts.Exec(args[0], args[1:]...) == nil) != neg })
 	if !ok {
 		ts.Fatalf("it never came true: %s", strings.Join(args, " "))
 	}
