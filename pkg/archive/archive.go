@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/strictjson"
 )
 
 // Format and Version of an archive's manifest, and the names of the two
@@ -336,7 +337,7 @@ func Open(r io.Reader) (*Archive, error) {
 		return nil, malformed("it does not begin with %s", ManifestName)
 	}
 	a := &Archive{raw: raw}
-	if err := link.DecodeStrict(raw, MaxManifest, "", &a.Manifest); err != nil {
+	if err := strictjson.Decode(raw, MaxManifest, "", &a.Manifest); err != nil {
 		return nil, malformed("%s: %w", ManifestName, err)
 	}
 	if err := a.Manifest.validate(); err != nil {

@@ -1,6 +1,10 @@
 package link
 
-import "time"
+import (
+	"time"
+
+	"github.com/rootlink/rootlink/pkg/strictjson"
+)
 
 // Limits on hostile input, checked before anything is allocated for it.
 const (
@@ -8,7 +12,7 @@ const (
 	MaxStatement   = 20 << 20 // bytes of a statement; base64 of it fits MaxBundle
 	MaxTrust       = 8 << 20  // bytes of trust.json
 	MaxRevocations = 4 << 20  // bytes of a revocation file
-	MaxDepth       = 24       // nesting of any JSON read here
+	MaxDepth       = strictjson.MaxDepth
 
 	MaxSubjects     = 1024    // sigstore-go refuses more
 	MaxMaterials    = 1 << 16 // what bulk trees are folded to a dirHash for

@@ -1,4 +1,4 @@
-package link
+package strictjson
 
 import (
 	"errors"
@@ -23,12 +23,12 @@ func TestScanRefuses(t *testing.T) {
 		"invalid UTF-8":          "{\"a\":\"\xff\"}",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := scanJSON([]byte(bad), 1<<20); !errors.Is(err, ErrMalformed) {
+			if err := Scan([]byte(bad), 1<<20, ""); !errors.Is(err, ErrMalformed) {
 				t.Errorf("err = %v, want ErrMalformed", err)
 			}
 		})
 	}
-	if err := scanJSON([]byte(`{"a":1}`), 3); !errors.Is(err, ErrMalformed) {
+	if err := Scan([]byte(`{"a":1}`), 3, ""); !errors.Is(err, ErrMalformed) {
 		t.Error("over the limit, and accepted")
 	}
 }
@@ -38,7 +38,7 @@ func TestScanAccepts(t *testing.T) {
 		`{}`, `[]`, `"x"`, `1`, `null`, ` {"a":{"a":{"a":["a","a"]}},"b":[{"a":1},{"a":1}]} ` + "\n",
 		strings.Repeat("[", MaxDepth) + strings.Repeat("]", MaxDepth),
 	} {
-		if err := scanJSON([]byte(good), 1<<20); err != nil {
+		if err := Scan([]byte(good), 1<<20, ""); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}
@@ -65,7 +65,7 @@ func TestDecodeRefusesKeysOfAnotherCase(t *testing.T) {
 		{`{"list":[{"open":{"A":1}}]}`, false},
 		{`{"unknown":1}`, false},
 	} {
-		if err := decodeStrict([]byte(c.in), 1<<20, "open", &v); (err == nil) != c.ok {
+		if err := Decode([]byte(c.in), 1<<20, "open", &v); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.in, err)
 		}
 	}
