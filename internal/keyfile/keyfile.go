@@ -1,0 +1,128 @@
+// Package keyfile reads the keys that people keep in PEM files: those that sign
+// layouts, trust.json and verification summaries, and those that are pinned.
+package keyfile
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/envelope"
+)
+
+const maxFile = 64 << 10
+
+const makeKey = "make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
+
+// Private reads a private key, ECDSA P-256 or Ed25519, in PKCS #8 or SEC 1.
+func Private(path string) (crypto.Signer, error) {
+	block, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	var key any
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "ENCRYPTED PRIVATE KEY":
+		return nil, cli.Usage("decrypt it into a file only you can read: openssl pkey -in "+path, "%s is encrypted", path)
+	default:
+		return nil, cli.Usage(makeKey, "%s holds a %s, not a private key", path, block.Type)
+	}
+	if err != nil {
+		return nil, cli.Usage(makeKey, "%s: %w", path, err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok || !usable(signer.Public()) {
+		return nil, cli.Usage(makeKey, "%s: %w", path, envelope.ErrKey)
+	}
+	return signer, nil
+}
+
+// Public reads a public key from a PEM file with a public key or a certificate.
+func Public(path string) (crypto.PublicKey, error) {
+	const hint = "give a PEM file with a PUBLIC KEY or a CERTIFICATE, such as `openssl pkey -pubout` writes"
+	block, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	var pub any
+	switch block.Type {
+	case "PUBLIC KEY":
+		pub, err = x509.ParsePKIXPublicKey(block.Bytes)
+	case "CERTIFICATE":
+		var cert *x509.Certificate
+		if cert, err = x509.ParseCertificate(block.Bytes); err == nil {
+			pub = cert.PublicKey
+		}
+	default:
+		return nil, cli.Usage(hint, "%s holds a %s", path, block.Type)
+	}
+	if err != nil {
+		return nil, cli.Usage(hint, "%s: %w", path, err)
+	}
+	if !usable(pub) {
+		return nil, cli.Usage(hint, "%s: %w", path, envelope.ErrKey)
+	}
+	return pub, nil
+}
+
+// Fingerprint reads what a person pins a key by: its fingerprint (64 hex
+// digits, as the commands print it) or a file that holds the key.
+func Fingerprint(arg string) (string, error) {
+	if b, err := hex.DecodeString(arg); err == nil && len(b) == 32 {
+		return hex.EncodeToString(b), nil
+	}
+	pub, err := Public(arg)
+	if err != nil {
+		return "", err
+	}
+	return envelope.Fingerprint(pub)
+}
+
+func read(path string) (*pem.Block, error) {
+	raw, err := cli.ReadInput(path, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		block, rest := pem.Decode(raw)
+		if block == nil {
+			return nil, cli.Usage(makeKey, "%s: %w", path, errNoPEM)
+		}
+		if block.Type != "EC PARAMETERS" { // openssl ecparam writes them before the key
+			return block, nil
+		}
+		raw = rest
+	}
+}
+
+var errNoPEM = errors.New("no PEM block in it")
+
+func usable(pub crypto.PublicKey) bool {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		return pub.Curve == elliptic.P256()
+	case ed25519.PublicKey:
+		return true
+	}
+	return false
+}
+
+// Marshal writes a private key as PKCS #8 in PEM.
+func Marshal(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
