@@ -17,8 +17,8 @@ import (
 
 func runCommand() *cobra.Command {
 	var s recorder.Step
-	onFailure, ifUnavailable := choice{"discard", "record"}, choice{"fail", "unsigned"}
-	failure, unavailable := onFailure[0], ifUnavailable[0]
+	onFailure, ifUnavailable, follow := choice{"discard", "record"}, choice{"fail", "unsigned"}, choice{"tree", "main"}
+	failure, unavailable, followed := onFailure[0], ifUnavailable[0], follow[0]
 	cmd := &cobra.Command{
 		Use:   "run --step NAME --products PATH... [flags] -- COMMAND [ARG...]",
 		Short: "Run a build step, and sign what went in and what came out",
@@ -58,6 +58,7 @@ command cannot be run, 127 when it is not found.`,
 			debug.SetGCPercent(30)
 			s.Command = args
 			s.RecordFailure, s.AllowUnsigned = failure == "record", unavailable == "unsigned"
+			s.MainOnly = followed == "main"
 			s.Version, s.Stderr = version.String(), os.Stderr
 			code, err := s.Run()
 			if err == nil && code != 0 {
@@ -78,6 +79,7 @@ command cannot be run, 127 when it is not found.`,
 	f.StringArrayVar(&s.ExtraEnv, "env", nil, "name of a further environment variable to record (repeatable)")
 	f.Var(onFailure.value(&failure), "on-failure", "when the command fails: record it, or discard")
 	f.Var(ifUnavailable.value(&unavailable), "if-unavailable", "without agent, identity or ptrace: fail, or record unsigned")
+	f.Var(follow.value(&followed), "follow", "which processes to follow: tree, or main for a step that debugs or needs setuid programs")
 	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent or server that is away")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return cli.Fail(cli.ExitRun, err, "see `rootlink run --help`")

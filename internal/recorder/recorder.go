@@ -84,7 +84,7 @@ func explainTrace(pid int, err error) error {
 	}
 	if t := tracer(pid); t != 0 {
 		e.Reason = fmt.Sprintf("process %d traces it already", t)
-		e.hint = "do not run the recorder under strace -f or a debugger that follows children"
+		e.hint = "do not run the recorder under strace -f or a debugger that follows children; a step inside of a step needs --follow main in the outer one"
 		return e
 	}
 	switch b, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); strings.TrimSpace(string(b)) {

@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +20,9 @@ type Command struct {
 	Stderr *os.File
 	// Untraced runs the tool without looking at it: onExec is never called.
 	Untraced bool
+	// Tree, if not nil, collects what all processes of the step execute. Nil
+	// follows the main process alone.
+	Tree *Tree
 }
 
 // Status is how a tool ended.
@@ -59,7 +61,7 @@ func run(c Command, onExec func(*Exec) error) (_ Status, err error) {
 	}
 	defer status.Close()
 	defer release.Close()
-	t := &trace{pid: pid, status: status, onExec: onExec}
+	t := &trace{pid: pid, status: status, onExec: onExec, tree: c.Tree, tasks: map[int]bool{pid: true}}
 	sig, err := forwardSignals(pid)
 	if err != nil {
 		return Status{}, t.abandon(err)
@@ -69,7 +71,7 @@ func run(c Command, onExec func(*Exec) error) (_ Status, err error) {
 
 	if c.Untraced {
 		t.execs = 1 // nothing tells us of it
-	} else if err := seize(pid); err != nil {
+	} else if err := seize(pid, c.Tree != nil); err != nil {
 		return Status{}, t.abandon(err)
 	} else {
 		t.seized = true
@@ -80,12 +82,15 @@ func run(c Command, onExec func(*Exec) error) (_ Status, err error) {
 	return t.wait()
 }
 
-func seize(pid int) error {
+func seize(pid int, tree bool) error {
 	// Seized rather than PTRACE_TRACEME or Go's own Ptrace: true: the tool can
 	// be stopped by ^Z as ever, and a signal before exec freezes nothing.
 	// TRACECLONE, because any thread of the tool may exec and then becomes its
 	// main thread; EXITKILL, because a tool nobody watches must not run on.
-	const options = unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
+	var options uintptr = unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
+	if tree {
+		options |= unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK
+	}
 	if _, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, options, 0, 0); e != 0 {
 		return explainTrace(pid, e)
 	}
@@ -147,153 +152,4 @@ func reap(pid int) {
 			return
 		}
 	}
-}
-
-// trace is the wait loop of one tool. All of it runs on one thread.
-type trace struct {
-	pid    int
-	status *os.File // what the stub says
-	onExec func(*Exec) error
-	execs  int
-	failed error // why the tool was killed
-	seized bool  // it is traced
-
-	signals *signals
-}
-
-// abandon kills the tool, reaps it and returns err.
-func (t *trace) abandon(err error) error {
-	unix.Kill(t.pid, unix.SIGKILL)
-	reap(t.pid)
-	return err
-}
-
-func (t *trace) kill(err error) {
-	if t.failed == nil {
-		t.failed = err
-	}
-	unix.Kill(t.pid, unix.SIGKILL)
-}
-
-func (t *trace) wait() (Status, error) {
-	for {
-		if err := t.checkTraced(); err != nil && t.failed == nil {
-			t.failed = err
-		}
-		var ws unix.WaitStatus
-		// WNOTHREAD: only what this thread started or traces.
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return Status{}, t.abandon(fmt.Errorf("waiting for the tool: %w", err))
-		}
-		switch {
-		case ws.Stopped():
-			t.stopped(tid, ws)
-		case tid == t.pid && ws.Exited():
-			return t.ended(Status{Code: ws.ExitStatus()})
-		case tid == t.pid && ws.Signaled():
-			return t.ended(Status{Code: 128 + int(ws.Signal()), Signal: unix.SignalName(ws.Signal())})
-		}
-	}
-}
-
-// checkTraced waits until there is something to wait for, and fails when the
-// tool has ended and was not traced to its end: a thread that it made with
-// CLONE_UNTRACED can exec unseen, and the process is then another program. A
-// dead process says who traced it until it is reaped.
-func (t *trace) checkTraced() error {
-	var info unix.Siginfo
-	for {
-		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WSTOPPED|unix.WNOWAIT|unix.WALL|unix.WNOTHREAD, nil)
-		if !errors.Is(err, unix.EINTR) {
-			break // another error is Wait4's to report
-		}
-	}
-	if !t.seized || t.execs == 0 {
-		return nil
-	}
-	var dead unix.Siginfo
-	if err := unix.Waitid(unix.P_PID, t.pid, &dead, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil); err != nil || dead.Signo == 0 {
-		return nil
-	}
-	if by := tracer(t.pid); by != unix.Gettid() {
-		return fmt.Errorf("%w (it ended traced by process %d)", ErrEscaped, by)
-	}
-	return nil
-}
-
-func (t *trace) ended(st Status) (Status, error) {
-	if t.failed != nil {
-		return Status{}, t.failed
-	}
-	// When exec failed the stub said why; when it did not, exec closed the pipe.
-	var b [4]byte
-	if n, _ := t.status.Read(b[:]); n == len(b) {
-		errno := syscall.Errno(binary.NativeEndian.Uint32(b[:]))
-		if errno == syscall.ENOENT {
-			// The file was there: it is its interpreter or loader that is not.
-			return Status{}, fmt.Errorf("%w: its interpreter: %w", ErrNotExecutable, errno)
-		}
-		return Status{}, fmt.Errorf("%w: %w", ErrNotExecutable, errno)
-	}
-	if t.execs > 0 || st.Signal != "" {
-		return st, nil // or a signal meant for the tool came before it was the tool
-	}
-	return Status{}, fmt.Errorf("the stub ended with code %d before it became the tool: %w", st.Code, ErrTrace)
-}
-
-// stopped lets a thread go on, once it was looked at where that matters.
-// Errors of the requests mean that the thread was killed meanwhile: the next
-// wait says so.
-func (t *trace) stopped(tid int, ws unix.WaitStatus) {
-	sig := ws.StopSignal()
-	switch event := uint32(ws) >> 16; event {
-	case unix.PTRACE_EVENT_EXEC:
-		t.execs++
-		if err := t.look(); err != nil {
-			t.kill(err)
-		}
-		unix.PtraceCont(tid, 0)
-	case unix.PTRACE_EVENT_STOP:
-		switch {
-		case sig == unix.SIGSTOP || sig == unix.SIGTSTP || sig == unix.SIGTTIN || sig == unix.SIGTTOU:
-			// Stopped as a job: stays so until SIGCONT, and we are told then.
-			unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_LISTEN, uintptr(tid), 0, 0, 0, 0)
-			if tid == t.pid {
-				t.signals.toolStopped(sig)
-			}
-		case tid != t.pid && !isThread(t.pid, tid):
-			// A process that clone made without the usual exit signal: like
-			// any other child of the tool it is its own affair.
-			unix.PtraceDetach(tid)
-		default:
-			if tid == t.pid {
-				t.signals.stopped.Store(false)
-			}
-			unix.PtraceCont(tid, 0)
-		}
-	case 0:
-		unix.PtraceCont(tid, int(sig)) // a signal on its way to the tool
-	default:
-		unix.PtraceCont(tid, 0) // PTRACE_EVENT_CLONE
-	}
-}
-
-func (t *trace) look() error {
-	if t.failed != nil {
-		return t.failed
-	}
-	e, err := lookAtExec(t.pid, t.execs)
-	if err != nil {
-		return err
-	}
-	return t.onExec(e)
-}
-
-func isThread(pid, tid int) bool {
-	_, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", pid, tid))
-	return err == nil
 }

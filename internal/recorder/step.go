@@ -36,6 +36,7 @@ type Step struct {
 
 	RecordFailure bool // sign also when the command failed
 	AllowUnsigned bool // without agent or identity, record unsigned
+	MainOnly      bool // follow the main process alone
 	IssueTimeout  time.Duration
 	Version       string
 	Stderr        *os.File
@@ -89,8 +90,9 @@ type state struct {
 	*Step
 	agent    *Agent // nil when the record will be unsigned
 	measured *workloadv1.MeasureResponse
-	execs    []link.Executable
-	stmt     link.Statement
+	execs    []link.Executable // of the main process, as the agent measured them
+	ran
+	stmt link.Statement
 }
 
 // Run runs the step and returns the code to exit with: the command's own once
@@ -118,9 +120,11 @@ func (s *Step) Run() (code int, err error) {
 		return 0, explain(err)
 	}
 	r.stmt.Byproducts.Started = time.Now().UTC().Truncate(time.Millisecond)
-	st, err := Run(Command{Path: path, Args: s.Command, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, r.onExec)
+	r.watch(env)
+	st, err := Run(Command{Path: path, Args: s.Command, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Tree: r.tree}, r.onExec)
 	if errors.Is(err, ErrTrace) && s.AllowUnsigned {
 		r.unsigned(err)
+		r.tree, r.untraced = nil, true
 		st, err = Run(Command{Path: path, Args: s.Command, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Untraced: true}, nil)
 	}
 	if err != nil {
@@ -322,7 +326,7 @@ func (r *state) after(materials *Recording) error {
 			Digest: map[string]string{"sha256": hex.EncodeToString(r.measured.GetMeasurement().GetRecorder())},
 		})
 	}
-	r.stmt.Byproducts.Executables = r.execs
+	r.noteRan()
 	prepared, err := link.Prepare(&r.stmt)
 	if err != nil {
 		return err

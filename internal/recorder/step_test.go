@@ -95,7 +95,7 @@ func TestStep(t *testing.T) {
 		len(st.Materials) != 2 || st.Materials[0].Digest["sha256"] != hexSum("hello") {
 		t.Errorf("%+v", st)
 	}
-	if st.Byproducts.ExitCode == nil || *st.Byproducts.ExitCode != 0 || len(st.Byproducts.Executables) != 2 {
+	if st.Byproducts.ExitCode == nil || *st.Byproducts.ExitCode != 0 || len(st.Byproducts.Executables) != 3 || !st.Byproducts.Tree {
 		t.Errorf("%+v", st.Byproducts)
 	}
 	if x := st.Byproducts.Executables[0]; x.Role != "tool" || x.Digest["sha256"] != i.tools[0] {
