@@ -18,25 +18,26 @@ import (
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
-func readTrust(path string, revocations []string) (*link.Trust, error) {
-	raw, err := cli.ReadInput(path, link.MaxTrust)
+// readTrust also returns trust.json's bytes, for what names it by digest.
+func readTrust(path string, revocations []string) (*link.Trust, []byte, error) {
+	doc, err := cli.ReadInput(path, link.MaxTrust)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	trust, err := link.ParseTrust(raw)
+	trust, err := link.ParseTrust(doc)
 	if err != nil {
-		return nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", path, err), "export it again: rootlink-server trust export")
+		return nil, nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", path, err), "export it again: rootlink-server trust export")
 	}
 	for _, name := range revocations {
 		raw, err := cli.ReadInput(name, link.MaxRevocations)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if trust, err = trust.WithRevocations(raw); err != nil {
-			return nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", name, err), "check that it belongs to this trust.json")
+			return nil, nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", name, err), "check that it belongs to this trust.json")
 		}
 	}
-	return trust, nil
+	return trust, doc, nil
 }
 
 // readInputs tells bundles from artifacts and reads both. The suffix decides.

@@ -5,6 +5,7 @@ package verifycmd
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/vsa"
 )
 
 type verifyOptions struct {
@@ -19,6 +21,7 @@ type verifyOptions struct {
 	revocations                    []string
 	notBefore, predicate           string
 	report                         string
+	vsa                            vsaOptions
 	verbose                        bool
 }
 
@@ -57,6 +60,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
 	f.StringVar(&o.report, "report", "", "also write the result as one self-contained HTML page to this `FILE`")
+	o.vsa.register(f)
 	f.BoolVar(&o.verbose, "verbose", false, "list every check, also those that passed")
 	return cmd
 }
@@ -71,6 +75,9 @@ func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
 		return notBefore, cli.Usage("--identity 'spiffe://…' says who must have signed", "neither --identity nor --layout: any enrolled signer would do")
 	case len(args) == 0:
 		return notBefore, cli.Usage("name the "+link.BundleSuffix+" file that `rootlink run` wrote", "no bundle to verify")
+	}
+	if err := o.vsa.check(); err != nil {
+		return notBefore, err
 	}
 	if err := link.ValidatePattern(o.identity); err != nil {
 		return notBefore, cli.Usage("such as spiffe://example.org/build/*", "--identity: %w", err)
@@ -88,7 +95,7 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 	if err != nil {
 		return err
 	}
-	trust, err := readTrust(o.trust, o.revocations)
+	trust, doc, err := readTrust(o.trust, o.revocations)
 	if err != nil {
 		return err
 	}
@@ -114,6 +121,9 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 		}
 	}
 	if err := writeReport(o.report, res, nil, now); err != nil {
+		return err
+	}
+	if err := o.vsa.write(res, vsa.Digest(filepath.Base(o.trust), doc), in.Links, now); err != nil {
 		return err
 	}
 	switch {
