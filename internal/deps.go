@@ -6,7 +6,5 @@ import (
 	_ "github.com/digitorus/timestamp"
 	_ "github.com/in-toto/in-toto-golang/in_toto"
 	_ "github.com/transparency-dev/formats/log"
-	_ "github.com/transparency-dev/tessera"
-	_ "github.com/transparency-dev/tessera/storage/posix"
 	_ "oras.land/oras-go/v2"
 )

@@ -1,0 +1,349 @@
+package tlog
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
+	"github.com/transparency-dev/tessera/api/layout"
+	"golang.org/x/time/rate"
+
+	pub "github.com/rootlink/rootlink/pkg/tlog"
+)
+
+// Limits of the write endpoint.
+const (
+	maxRequest    = 2 * pub.MaxBody // bytes of a request's JSON
+	writeTimeout  = 20 * time.Second
+	maxWriters    = 2048 // requests that wait for a checkpoint at a time
+	identityRate  = 20   // entries per second and SPIFFE ID
+	identityBurst = 200
+	maxIdentities = 4096 // remembered
+)
+
+// HandlerConfig says what the handler takes.
+type HandlerConfig struct {
+	// Accept returns the SPIFFE ID of a certificate that may write: an SVID of
+	// this trust domain, valid now. Anybody else could fill the disk.
+	Accept func(*x509.Certificate) (id string, err error)
+	Now    func() time.Time // of the rate limits; default time.Now
+}
+
+// Handler serves the log under /log/: C2SP tiles to read, Rekor v2's request to
+// write, and the proof of a certificate by the SHA-256 of its DER.
+func (l *Log) Handler(c HandlerConfig) http.Handler {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	h := &handler{l: l, c: c, writers: make(chan struct{}, maxWriters), limits: map[string]*rate.Limiter{}}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /log/checkpoint", h.checkpoint)
+	mux.HandleFunc("GET /log/tile/{path...}", h.tile)
+	mux.HandleFunc("GET /log/proof/{digest}", h.proof)
+	mux.HandleFunc("POST /log/api/v2/log/entries", h.write)
+	return mux
+}
+
+type handler struct {
+	l       *Log
+	c       HandlerConfig
+	writers chan struct{}
+
+	mu     sync.Mutex
+	limits map[string]*rate.Limiter
+}
+
+func (h *handler) checkpoint(w http.ResponseWriter, r *http.Request) {
+	cp, err := h.l.Checkpoint(r.Context())
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Write(cp)
+}
+
+// tile serves what never changes. Only names that the layout itself would make
+// reach the disk.
+func (h *handler) tile(w http.ResponseWriter, r *http.Request) {
+	level, rest, _ := strings.Cut(r.PathValue("path"), "/")
+	var path string
+	contentType := "application/octet-stream"
+	if level == "entries" {
+		n, p, err := layout.ParseTileIndexPartial(rest)
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		path = layout.EntriesPath(n, p)
+	} else {
+		lv, n, p, err := layout.ParseTileLevelIndexPartial(level, rest)
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		path = layout.TilePath(lv, n, p)
+	}
+	if path != "tile/"+r.PathValue("path") {
+		http.NotFound(w, r) // two names of one tile are two cache entries
+		return
+	}
+	f, err := os.Open(filepath.Join(h.l.root, filepath.FromSlash(path)))
+	if err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", fmt.Sprint(st.Size()))
+	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
+	if r.Method != http.MethodHead {
+		io.Copy(w, f)
+	}
+}
+
+func (h *handler) proof(w http.ResponseWriter, r *http.Request) {
+	text := r.PathValue("digest")
+	digest, err := hex.DecodeString(text)
+	if err != nil || len(digest) != 32 || hex.EncodeToString(digest) != text {
+		h.refuse(w, http.StatusBadRequest, "not a SHA-256 in lower-case hex")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout)
+	defer cancel()
+	e, err := h.l.CertificateProof(ctx, [32]byte(digest))
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	h.entry(w, http.StatusOK, e)
+}
+
+// request is Rekor v2's CreateEntryRequest, as far as it is taken.
+type request struct {
+	HashedRekord *struct {
+		Digest    []byte `json:"digest"`
+		Signature struct {
+			Content  []byte `json:"content"`
+			Verifier struct {
+				KeyDetails  string `json:"keyDetails"`
+				Certificate *struct {
+					RawBytes []byte `json:"rawBytes"`
+				} `json:"x509Certificate"`
+			} `json:"verifier"`
+		} `json:"signature"`
+	} `json:"hashedRekordRequestV002"`
+}
+
+func (h *handler) write(w http.ResponseWriter, r *http.Request) {
+	select {
+	case h.writers <- struct{}{}:
+		defer func() { <-h.writers }()
+	default:
+		h.fail(w, ErrBusy)
+		return
+	}
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
+	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		h.refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", tooLong.Limit))
+		return
+	}
+	if err != nil {
+		h.refuse(w, http.StatusBadRequest, "the request ended early")
+		return
+	}
+	body, cert, err := readRequest(raw)
+	if err != nil {
+		h.refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	id, err := h.c.Accept(cert)
+	if err != nil {
+		h.refuse(w, http.StatusForbidden, "only SVIDs of this trust domain write here: "+err.Error())
+		return
+	}
+	if !h.allow(id) {
+		w.Header().Set("Retry-After", "1")
+		h.refuse(w, http.StatusTooManyRequests, "too many entries by "+id)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout)
+	defer cancel()
+	e, err := h.l.Append(ctx, body)
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	h.entry(w, http.StatusCreated, e)
+}
+
+// readRequest returns the body that a request asks for, whose signature holds.
+func readRequest(raw []byte) ([]byte, *x509.Certificate, error) {
+	if err := checkKeys(raw); err != nil {
+		return nil, nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	var req request
+	if err := d.Decode(&req); err != nil {
+		return nil, nil, fmt.Errorf("not a hashedRekordRequestV002: %w", err)
+	}
+	hr := req.HashedRekord
+	if hr == nil || hr.Signature.Verifier.Certificate == nil {
+		return nil, nil, errors.New("not a hashedRekordRequestV002 with an x509Certificate")
+	}
+	if len(hr.Digest) != 32 {
+		return nil, nil, fmt.Errorf("a digest of %d bytes, not a SHA-256", len(hr.Digest))
+	}
+	cert, err := x509.ParseCertificate(hr.Signature.Verifier.Certificate.RawBytes)
+	if err != nil {
+		return nil, nil, err
+	}
+	if d := hr.Signature.Verifier.KeyDetails; d != "PKIX_ECDSA_P256_SHA_256" {
+		return nil, nil, fmt.Errorf("keyDetails %.64q, want PKIX_ECDSA_P256_SHA_256", d)
+	}
+	body, err := pub.EntryBody([32]byte(hr.Digest), hr.Signature.Content, cert)
+	if err != nil {
+		return nil, nil, err
+	}
+	entry, err := pub.ParseBody(body)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The body names the curve: a P-384 key does not read as P-256.
+	if !bytes.Contains(body, []byte(`"PKIX_ECDSA_P256_SHA_256"`)) {
+		return nil, nil, errors.New("the certificate's key is not P-256")
+	}
+	if err := entry.CheckSignature(); err != nil {
+		return nil, nil, err
+	}
+	return body, cert, nil
+}
+
+// checkKeys refuses what two parsers could read differently.
+func checkKeys(raw []byte) error {
+	const maxDepth = 8
+	d := json.NewDecoder(bytes.NewReader(raw))
+	type object struct {
+		keys  map[string]bool // nil in an array
+		isKey bool
+	}
+	var stack []object
+	for {
+		tok, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			if len(stack) > 0 {
+				return errors.New("not JSON: it ends early")
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("not JSON: %w", err)
+		}
+		top := len(stack) - 1
+		if s, ok := tok.(string); ok && top >= 0 && stack[top].keys != nil && stack[top].isKey {
+			if k := strings.ToLower(s); stack[top].keys[k] {
+				return fmt.Errorf("duplicate key %.64q", s)
+			} else {
+				stack[top].keys[k], stack[top].isKey = true, false
+			}
+			continue
+		}
+		switch tok {
+		case json.Delim('{'), json.Delim('['):
+			if len(stack) == maxDepth {
+				return errors.New("nested too deeply")
+			}
+			o := object{}
+			if tok == json.Delim('{') {
+				o = object{map[string]bool{}, true}
+			}
+			stack = append(stack, o)
+			continue
+		case json.Delim('}'), json.Delim(']'):
+			stack = stack[:top]
+		}
+		if n := len(stack); n > 0 {
+			stack[n-1].isKey = stack[n-1].keys != nil
+		} else if d.More() {
+			return errors.New("more than one JSON value")
+		}
+	}
+}
+
+// allow limits entries by identity.
+func (h *handler) allow(id string) bool {
+	now := h.c.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	lim := h.limits[id]
+	if lim == nil {
+		if len(h.limits) >= maxIdentities {
+			for k, v := range h.limits {
+				if v.TokensAt(now) >= identityBurst {
+					delete(h.limits, k) // as good as new
+				}
+			}
+			if len(h.limits) >= maxIdentities {
+				return false
+			}
+		}
+		lim = rate.NewLimiter(identityRate, identityBurst)
+		h.limits[id] = lim
+	}
+	return lim.AllowN(now, 1)
+}
+
+func (h *handler) entry(w http.ResponseWriter, code int, e *rekorv1.TransparencyLogEntry) {
+	raw, err := pub.MarshalEntry(e)
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	w.Write(raw)
+}
+
+// fail answers for what is not the caller's fault.
+func (h *handler) fail(w http.ResponseWriter, err error) {
+	switch {
+	case errors.Is(err, ErrNotLogged):
+		h.refuse(w, http.StatusNotFound, "not in the log")
+	case errors.Is(err, ErrBusy), errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrClosed):
+		w.Header().Set("Retry-After", "1")
+		h.refuse(w, http.StatusServiceUnavailable, "the log is busy or waits for its witnesses: try again")
+	case errors.Is(err, context.Canceled):
+		// Nobody listens.
+	default:
+		h.l.log.Error("transparency log", "error", err)
+		h.refuse(w, http.StatusInternalServerError, "the log failed")
+	}
+}
+
+// refuse answers in the form of Rekor v2's errors.
+func (h *handler) refuse(w http.ResponseWriter, code int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(map[string]any{"code": code, "message": message})
+}
