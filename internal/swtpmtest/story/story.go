@@ -14,6 +14,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+const module = "github.com/rootlink/rootlink"
+
 // Command is a command of the scripts.
 type Command = func(ts *testscript.TestScript, neg bool, args []string)
 
@@ -36,7 +38,7 @@ func Build(root string, helpers map[string]string) (Programs, func(), error) {
 	all := map[string]string{}
 	if p.Bin == "" {
 		p.Bin = tmp
-		maps.Copy(all, map[string]string{"rootlink-server": "./cmd/server", "rootlink-agent": "./cmd/agent", "rootlink": "./cmd/rootlink"})
+		maps.Copy(all, map[string]string{"rootlink-server": module + "/cmd/server", "rootlink-agent": module + "/cmd/agent", "rootlink": module + "/cmd/rootlink"})
 	}
 	maps.Copy(all, helpers)
 	for name, pkg := range all {
