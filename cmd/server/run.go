@@ -25,7 +25,7 @@ import (
 // keys of server {} in the configuration file.
 type runFlags struct {
 	config, logLevel                                string
-	trustDomain, listen                             string
+	trustDomain, listen, httpListen, httpURL        string
 	ekRoots                                         []string
 	ekAllow, ekDeny                                 string
 	attestationCACert, attestationCAKey             string
@@ -50,6 +50,8 @@ func runCommand(at *location) *cobra.Command {
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.trustDomain, "trust-domain", "", "name of the trust domain, such as example.org")
 	fs.StringVar(&f.listen, "listen", server.DefaultListen, "TCP address for agents; port 0 picks one")
+	fs.StringVar(&f.httpListen, "http-listen", server.DefaultHTTPListen, `TCP address of the HTTP port, where timestamps are made; port 0 picks one, "off" opens none`)
+	fs.StringVar(&f.httpURL, "http-url", "", "base URL of the HTTP port that agents are told (default http:// and its address)")
 	fs.StringArrayVar(&f.ekRoots, "ek-roots", nil, "PEM file, or directory of them, with TPM makers' certificates; repeatable")
 	fs.StringVar(&f.ekAllow, "ek-allow", "", "file of EK hashes that need no maker's certificate")
 	fs.StringVar(&f.ekDeny, "ek-deny", "", "file of EK hashes that are refused")
@@ -89,7 +91,11 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 		return explainStart(err, cfg)
 	}
 	defer s.Close()
-	fmt.Fprintf(c.ErrOrStderr(), "%s: ready: trust domain %s, agents at %s, admin socket %s\n", program, s.TrustDomain(), s.Addr(), cfg.AdminSocket)
+	web := "off"
+	if a := s.HTTPAddr(); a != nil {
+		web = a.String()
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "%s: ready: trust domain %s, agents at %s, HTTP port %s, admin socket %s\n", program, s.TrustDomain(), s.Addr(), web, cfg.AdminSocket)
 	if err := s.Run(c.Context()); err != nil && c.Context().Err() == nil {
 		return err
 	}
@@ -126,6 +132,11 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 		AuthorityTTL: time.Duration(f.caTTL), RoundTimeout: time.Duration(f.roundLimit),
 		AttestationRate: f.attestRate, AttestationBurst: f.attestBurst,
 		MaxConnections: f.maxConns, MaxConnectionsOfAddress: f.maxConnsOfAddress,
+	}
+	if f.httpListen != "off" {
+		cfg.HTTPListen, cfg.HTTPURL = f.httpListen, f.httpURL
+	} else if f.httpURL != "" {
+		return cfg, cli.Usage("", "--http-url without an HTTP port: --http-listen is off")
 	}
 	if err := cli.CheckSocketPath(cfg.AdminSocket); err != nil {
 		return cfg, cli.Hint(err, "name a shorter path with --admin-socket")
@@ -193,7 +204,7 @@ func explainStart(err error, cfg server.Config) error {
 	case errors.Is(err, server.ErrForeignOwner):
 		hint = "run the server as that user, or name a directory of its own with --data-dir"
 	case errors.Is(err, syscall.EADDRINUSE):
-		hint = "another program listens there; choose another address with --listen, port 0 picks a free one"
+		hint = "another program listens there; choose another address with --listen or --http-listen, port 0 picks a free one"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "the server needs a data directory of its own: name one with --data-dir"
 		if strings.HasPrefix(cfg.DataDir, defaultDataDir) {

@@ -24,6 +24,8 @@ type Config struct {
 	DataDir     string // required; made with mode 0700 when absent
 	Listen      string // TCP address; default 127.0.0.1:8081, port 0 picks one
 	AdminSocket string // default DataDir/admin.sock
+	HTTPListen  string // TCP address of the HTTP port, none when empty; port 0 picks one
+	HTTPURL     string // base URL of it that agents are told; default http://HTTPListen
 
 	EKRoots []string // PEM files, or directories of them
 	EKAllow string   // file of EK hashes that need no maker chain
@@ -68,6 +70,7 @@ type Config struct {
 // Defaults of Config.
 const (
 	DefaultListen           = "127.0.0.1:8081"
+	DefaultHTTPListen       = "127.0.0.1:8082" // of the command; a Config without one has no HTTP port
 	DefaultX509TTL          = time.Hour
 	DefaultAgentTTL         = time.Hour
 	MaxIssuerTTL            = 10 * time.Minute
@@ -106,6 +109,9 @@ func (c Config) check() (*settings, error) {
 	setDefault(&s.Listen, DefaultListen)
 	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
 		fail("listen address: %w", err)
+	}
+	if err := s.checkHTTP(); err != nil {
+		fail("%w", err)
 	}
 	setDefault(&s.AdminSocket, filepath.Join(c.DataDir, "admin.sock"))
 	// A Unix socket path is bounded by sockaddr_un; the kernel's own message

@@ -22,7 +22,10 @@ func (n *nodeService) GetNonce(ctx context.Context, _ *nodev1.GetNonceRequest) (
 }
 
 func (n *nodeService) GetConfig(context.Context, *nodev1.GetConfigRequest) (*nodev1.GetConfigResponse, error) {
-	resp := &nodev1.GetConfigResponse{EvidencePatterns: n.s.cfg.EvidencePatterns}
+	resp := &nodev1.GetConfigResponse{
+		EvidencePatterns: n.s.cfg.EvidencePatterns,
+		TimestampUrls:    n.s.timestampURLs(), LogUrl: n.s.logURL(),
+	}
 	for _, sel := range n.s.cfg.QuotePCRs {
 		resp.QuotePcrs = append(resp.QuotePcrs, &nodev1.PCRSelection{Bank: sel.Bank, Indices: sel.Indices})
 	}

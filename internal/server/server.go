@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -51,6 +52,9 @@ type Server struct {
 	attestationCA *attestca.CA
 	nonces        *attest.NonceMaker
 	tcp, admin    net.Listener
+	http          net.Listener // nil without an HTTP port
+	// logHandler serves the transparency log; nil without one. Set before Run.
+	logHandler http.Handler
 
 	// The node attestor; nil when nothing makes an EK genuine.
 	nodeserver *nodeserver.Plugin
@@ -74,7 +78,7 @@ type Server struct {
 }
 
 // New checks c, locks and opens the data directory, makes or loads keys and
-// opens both listeners. Nothing is served before Run.
+// opens the listeners. Nothing is served before Run.
 func New(ctx context.Context, c Config) (_ *Server, err error) {
 	s := new(Server)
 	if s.cfg, err = c.check(); err != nil {
@@ -125,6 +129,9 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.tcp = newConnListener(tcp, s.cfg, &s.count)
+	if err = s.listenHTTP(); err != nil {
+		return nil, err
+	}
 	if s.admin, err = listenAdmin(s.cfg.AdminSocket); err != nil {
 		return nil, err
 	}
@@ -189,7 +196,7 @@ func (s *Server) Run(ctx context.Context) error {
 		f(local, s)
 	}
 	var wg sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	wg.Go(func() { s.authorities.run(ctx) })
 	for _, x := range []struct {
 		g *grpc.Server
@@ -201,13 +208,22 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	s.cfg.Log.Info("serving", "trust_domain", s.cfg.TrustDomain, "address", s.tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket)
+	web := s.newHTTP()
+	if s.http != nil {
+		wg.Go(func() {
+			if err := web.Serve(s.http); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		})
+	}
+	s.cfg.Log.Info("serving", "trust_domain", s.cfg.TrustDomain, "address", s.tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket, "http_url", s.HTTPURL())
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
 	cancel()
+	wg.Go(func() { stopHTTP(web) })
 	stop(remote, local)
 	wg.Wait()
 	return errors.Join(err, s.Close())
@@ -238,6 +254,9 @@ func (s *Server) Close() error {
 		}
 		if s.tcp != nil {
 			closed(s.tcp.Close())
+		}
+		if s.http != nil {
+			closed(s.http.Close())
 		}
 		if s.admin != nil {
 			closed(s.admin.Close())
