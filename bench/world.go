@@ -133,7 +133,7 @@ func (w *world) startTPM(ctx context.Context) error {
 
 func (w *world) startServer() (err error) {
 	w.server, err = w.launch("server", w.program("rootlink-server"), "run", "--trust-domain", trustDomain, "--data-dir", w.path("server"),
-		"--listen", "127.0.0.1:0", "--ek-roots", w.path("maker.pem"), "--admin-socket", w.path("admin.sock"))
+		"--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--ek-roots", w.path("maker.pem"), "--admin-socket", w.path("admin.sock"))
 	if err != nil {
 		return err
 	}

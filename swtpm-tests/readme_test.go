@@ -127,7 +127,7 @@ func TestREADME(t *testing.T) {
 	env = append(env, "HOME="+home, "PATH="+programs.Bin+":"+os.Getenv("PATH"), "XDG_STATE_HOME="+filepath.Join(home, "state"), "GOFLAGS=-buildvcs=false")
 	s := &shell{t: t, env: env, edit: strings.NewReplacer(
 		"127.0.0.1:8081", address,
-		"rootlink-server run", "rootlink-server run --listen "+address,
+		"rootlink-server run", "rootlink-server run --http-listen 127.0.0.1:0 --listen "+address,
 		"ROOTLINK=$PWD", "ROOTLINK="+repo,
 	)}
 	swtpmtest.AtDeath(t, `"$1/scripts/software-tpm" stop "$2/rootlink/tpm"; rm -rf "$2"`, repo, home)

@@ -77,7 +77,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	path, err := exec.LookPath(program)
 	ts.Check(err)
-	c := exec.Command(path, append([]string{"run", "--data-dir", ts.Getenv("D"), "--listen", "127.0.0.1:0"}, args[1:]...)...)
+	c := exec.Command(path, append([]string{"run", "--data-dir", ts.Getenv("D"), "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"}, args[1:]...)...)
 	c.Dir = ts.Getenv("WORK")
 	c.Env = append(os.Environ(), "GORACE="+ts.Getenv("GORACE"))
 	stderr, err := c.StderrPipe()

@@ -199,29 +199,33 @@ func (w *World) startTPM(ts *testscript.TestScript, name, kind string) {
 }
 
 // server start [ARGS…]: starts rootlink-server on a free port with $MAKER's
-// roots, waits until it is ready and sets $SERVER. A later start reuses the
-// data directory and the port.
+// roots, waits until it is ready and sets $SERVER and $HTTP, the base URL of its
+// HTTP port. A later start reuses the data directory and the ports.
 func (w *World) cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 || args[0] != "start" {
 		w.control(ts, "server", args)
 		return
 	}
-	listen := "127.0.0.1:0"
+	listen, web := "127.0.0.1:0", "127.0.0.1:0"
 	if was := ts.Getenv("SERVER"); was != "" {
-		listen = was
+		listen, web = was, strings.TrimPrefix(ts.Getenv("HTTP"), "http://")
 	}
 	argv := append([]string{
 		"rootlink-server", "run", "--trust-domain", ts.Getenv("TD"), "--data-dir", ts.MkAbs("server"),
-		"--listen", listen, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug",
+		"--listen", listen, "--http-listen", web, "--admin-socket", ts.Getenv("ADMIN"), "--ek-roots", ts.Getenv("MAKER"), "--log-level", "debug",
 		// Stories attest more often than a machine does.
 		"--attest-rate", "100", "--attest-burst", "100",
 	}, args[1:]...)
 	d := w.start(ts, "server", argv)
-	address := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(d.readyLine(ts))
+	line := d.readyLine(ts)
+	address := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(line)
 	if address == "" {
 		ts.Fatalf("no address in the server's ready line")
 	}
 	ts.Setenv("SERVER", address)
+	if m := regexp.MustCompile(`HTTP port (127\.0\.0\.1:[0-9]+)`).FindStringSubmatch(line); m != nil {
+		ts.Setenv("HTTP", "http://"+m[1])
+	}
 }
 
 // agent start [NAME [ARGS…]]: starts rootlink-agent with a join line, on $TPM
