@@ -6,5 +6,4 @@ import (
 	_ "github.com/digitorus/timestamp"
 	_ "github.com/in-toto/in-toto-golang/in_toto"
 	_ "github.com/transparency-dev/formats/log"
-	_ "oras.land/oras-go/v2"
 )
