@@ -180,7 +180,7 @@ func (l *layout) document(d digest.Digest, said string) (*document, ocispec.Desc
 
 // resolve finds the image of r: by digest, by tag, or the only one there is.
 // What refers to an image is not counted as one.
-func (l *layout) resolve(r Ref) (ocispec.Descriptor, error) {
+func (l *layout) resolve(_ context.Context, r Ref) (ocispec.Descriptor, error) {
 	idx, err := l.index()
 	if err != nil {
 		return ocispec.Descriptor{}, err

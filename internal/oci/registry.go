@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -137,6 +138,102 @@ func (reg *repository) fetch(ctx context.Context, d ocispec.Descriptor, limit in
 	}
 	raw, err := content.FetchAll(ctx, reg, d)
 	return raw, remoteError(err)
+}
+
+func (reg *repository) close() {}
+
+// checkContent has nothing to compare: blobs are compared when they are pulled.
+func (reg *repository) checkContent(context.Context, ocispec.Descriptor) error { return nil }
+
+// push stores the layer, the empty config and the manifest that refers to the
+// subject. A registry without the referrers API gets the index under a tag that
+// the distribution specification has for those.
+func (reg *repository) push(ctx context.Context, it Item, subject ocispec.Descriptor) (string, bool, error) {
+	manifest, layer, kind, err := referrer(it, subject)
+	if err != nil {
+		return "", false, err
+	}
+	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind, Digest: digestDescriptor(manifest), Size: int64(len(manifest))}
+	if there, err := reg.Manifests().Exists(ctx, d); err != nil {
+		return "", false, remoteError(err)
+	} else if there {
+		return string(d.Digest), true, nil
+	}
+	for _, b := range []struct {
+		d    ocispec.Descriptor
+		data []byte
+	}{{ocispec.DescriptorEmptyJSON, ocispec.DescriptorEmptyJSON.Data}, {layer, it.Data}} {
+		there, err := reg.Blobs().Exists(ctx, b.d)
+		if err == nil && !there {
+			err = reg.Blobs().Push(ctx, b.d, bytes.NewReader(b.data))
+		}
+		if err != nil {
+			return "", false, remoteError(err)
+		}
+	}
+	return string(d.Digest), false, remoteError(reg.Manifests().Push(ctx, d, bytes.NewReader(manifest)))
+}
+
+// errEnough ends a listing.
+var errEnough = fmt.Errorf("referrers: %w of %d", ErrTooLarge, maxReferrers)
+
+// referrers asks for all types, because registries differ in how they filter.
+func (reg *repository) referrers(ctx context.Context, subject ocispec.Descriptor, f func(found) error) error {
+	var list []ocispec.Descriptor
+	n := 0
+	err := reg.Referrers(ctx, subject, "", func(page []ocispec.Descriptor) error {
+		if n += len(page); n > maxReferrers {
+			return errEnough
+		}
+		for _, d := range page {
+			if known(d.ArtifactType) {
+				list = append(list, d)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return remoteError(err)
+	}
+	for _, d := range list {
+		r, err := reg.referrer(ctx, d, subject)
+		if err == nil {
+			err = f(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (reg *repository) referrer(ctx context.Context, d, subject ocispec.Descriptor) (found, error) {
+	r := found{digest: d.Digest, kind: d.ArtifactType}
+	raw, err := reg.fetch(ctx, d, maxManifest)
+	if err != nil {
+		return r, err
+	}
+	m, err := parseDocument(raw, d.MediaType)
+	if err != nil {
+		r.problem = err
+		return r, nil
+	}
+	// The registry made the list. One that lists what is another image's would
+	// have us judge that image by its bundles.
+	if m.Subject == nil || m.Subject.Digest != subject.Digest {
+		return r, fmt.Errorf("%s: %w", d.Digest, ErrForeignReferrer)
+	}
+	if m.kind() != d.ArtifactType {
+		return r, fmt.Errorf("%w: %s is listed as %q and is %q", ErrMalformed, d.Digest, d.ArtifactType, m.kind())
+	}
+	layer, err := m.content()
+	if err != nil {
+		r.problem = err
+		return r, nil
+	}
+	r.title = layer.Annotations[ocispec.AnnotationTitle]
+	r.data, err = reg.fetch(ctx, layer, limitOf(r.kind))
+	return r, err
 }
 
 // remoteError gives oras-go's errors our names.
