@@ -11,6 +11,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/recorder"
+	"github.com/rootlink/rootlink/internal/storecmd"
 	"github.com/rootlink/rootlink/internal/verifycmd"
 	"github.com/rootlink/rootlink/internal/version"
 )
@@ -45,6 +46,8 @@ func newRoot() *cobra.Command {
 		whoamiCommand(),
 		verifycmd.VerifyCommand(),
 		verifycmd.InspectCommand(),
+		storecmd.AttachCommand(),
+		storecmd.FetchCommand(),
 	)
 	return root
 }
