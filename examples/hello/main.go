@@ -1,6 +1,12 @@
 // Hello is what the demo builds, signs, verifies and tampers with.
 package main
 
-import "fmt"
+import (
+	"fmt"
 
-func main() { fmt.Println("hello, from a build whose hardware can be named") }
+	"example.org/greet"
+)
+
+func main() { fmt.Println(greeting()) }
+
+func greeting() string { return greet.From("a build whose hardware can be named") }
