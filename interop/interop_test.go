@@ -26,5 +26,5 @@ func TestMain(m *testing.M) {
 }
 
 func TestPeers(t *testing.T) {
-	programs.Run(t, "testdata/*.txt", nil)
+	programs.Run(t, "testdata/*.txt", map[string]story.Command{"page": cmdPage})
 }
