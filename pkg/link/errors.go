@@ -20,6 +20,15 @@ var (
 	ErrRolledBack = errors.New("rolled back")
 	// ErrExpired: the SVID was no longer valid at T.
 	ErrExpired = errors.New("expired")
+	// ErrNoTime: too few known authorities attest when a link was signed.
+	ErrNoTime = errors.New("not enough attested time")
+	// ErrNotLogged: no known log is shown to hold what must be in one.
+	ErrNotLogged = errors.New("no proof that a known log holds it")
+	// ErrUnsigned: a trust.json or revocation file that nobody signed.
+	ErrUnsigned = errors.New("not signed")
+	// ErrForeignTrust: a trust.json by another key than the one that is pinned
+	// or was seen before.
+	ErrForeignTrust = errors.New("signed by another key")
 	// ErrNotYetValid: the SVID or trust.json begins later, by the verifier's
 	// clock.
 	ErrNotYetValid = errors.New("not valid yet")

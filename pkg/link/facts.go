@@ -57,9 +57,9 @@ func (v *linkVerifier) words() {
 	out.TakenOnWordOf = append(out.TakenOnWordOf,
 		Word{What: "AK and EK live in one TPM, which is what it says it is", Who: "attestation CA " + c.AK.CertifiedBy, SameOperator: same},
 		Word{What: "the nonce's time", Who: "SVID authority " + c.SVID.Authority, SameOperator: true},
-		Word{What: "the signing time", Who: "nobody, the verifier's own clock is used"},
 		Word{What: "tool and recorder hashes", Who: "the agent on that machine, which is as honest as its boot state and its root user"},
 	)
+	out.TakenOnWordOf = append(out.TakenOnWordOf, v.timeWords()...)
 	if c.EK.Basis == "allow_list" {
 		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the EK is a real TPM's", Who: "the allow-list in trust.json"})
 	}

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"slices"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -31,6 +32,9 @@ type Input struct {
 	Type string
 	// LeastSerial is the highest serial of trust.json seen before.
 	LeastSerial uint64
+	// Seen are the trees that logs showed to this verifier before: the
+	// Checkpoints of earlier results.
+	Seen []SeenCheckpoint
 	// NotBefore, when set, refuses links whose nonce is older: a genuine link
 	// of an earlier run, replayed.
 	NotBefore time.Time
@@ -44,6 +48,8 @@ type LinkInput struct {
 	Name     string // for messages: the file's name
 	Bundle   []byte
 	EventLog []byte // optional; must have the digest that the evidence names
+	// LogProofs are log entries of the AK certificate (JSON), see LogProofName.
+	LogProofs [][]byte
 }
 
 // Artifact is a file or directory whose digest the caller took.
@@ -65,6 +71,9 @@ type Result struct {
 	Time          TimeInfo         `json:"time"`
 	Links         []LinkResult     `json:"links"`
 	Artifacts     []ArtifactResult `json:"artifacts"`
+	// Checkpoints are the largest tree seen of each known log: give them to the
+	// next verification as Seen.
+	Checkpoints []SeenCheckpoint `json:"checkpoints"`
 	// Checks concern the whole: trust.json and artifacts. A link's own are in it.
 	Checks []attest.Check `json:"checks"`
 }
@@ -84,11 +93,21 @@ type TrustInfo struct {
 	Expires     time.Time `json:"expires"`
 }
 
-// TimeInfo is the time T at which certificates were judged.
+// TimeInfo is the time T at which certificates were judged, the latest one
+// where several links have their own; each link's is in it.
 type TimeInfo struct {
 	At       time.Time `json:"at"`
-	Attested bool      `json:"attested"` // by a timestamp; false: the verifier's own clock
+	Attested bool      `json:"attested"` // of every link; false: the verifier's own clock
 	Source   string    `json:"source"`
+}
+
+// of takes the time from links, unless the clock had to stand in for one.
+func (t *TimeInfo) of(links []LinkResult) {
+	if len(links) == 0 || slices.ContainsFunc(links, func(l LinkResult) bool { return !l.Time.Attested }) {
+		return
+	}
+	last := slices.MaxFunc(links, func(a, b LinkResult) int { return a.Time.At.Compare(b.Time.At) })
+	*t = TimeInfo{At: last.Time.At, Attested: true, Source: last.Time.summary()}
 }
 
 // ArtifactResult says which links have an artifact among their subjects.
@@ -113,6 +132,7 @@ type LinkResult struct {
 	// Chain is the way from the statement to the TPM maker, filled as far as
 	// checks passed.
 	Chain         Chain    `json:"chain"`
+	Time          LinkTime `json:"time"`
 	Tier          string   `json:"tier,omitempty"`
 	SoftwareTPM   bool     `json:"software_tpm"`
 	ProvedByTPM   []string `json:"proved_by_tpm"`

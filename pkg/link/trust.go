@@ -10,9 +10,11 @@ import (
 	"strings"
 	"time"
 
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 // Trust is a trust.json that is well-formed and consistent. Only ParseTrust
@@ -20,7 +22,10 @@ import (
 type Trust struct {
 	file         TrustFile
 	td           spiffeid.TrustDomain
-	authorities  []Authority
+	root         TrustedRoot
+	authorities  []Authority // of root
+	witnesses    []tlog.Witness
+	logProofs    []*rekorv1.TransparencyLogEntry
 	attestCAs    []*x509.Certificate
 	ek           attest.EKRoots
 	layoutKeys   []any
@@ -32,7 +37,7 @@ type Trust struct {
 // ParseTrust decodes trust.json. Unknown and duplicate keys are errors.
 func ParseTrust(b []byte) (*Trust, error) {
 	var f TrustFile
-	if err := decodeStrict(b, MaxTrust, "trusted_root", &f); err != nil {
+	if err := decodeStrict(b, MaxTrust, "trusted_root log_proofs", &f); err != nil {
 		return nil, fmt.Errorf("trust.json: %w", err)
 	}
 	return NewTrust(f)
@@ -45,7 +50,7 @@ func NewTrust(f TrustFile) (*Trust, error) {
 		return nil, fmt.Errorf("trust.json: %w", malformed("format %q version %d, want %q version %d", f.Format, f.Version, TrustFormat, FormatVersion))
 	}
 	for _, step := range []func() error{
-		t.readHead, t.readAuthorities, t.readEKs, t.readPolicies, t.readLayoutKeys, t.readRequirements,
+		t.readHead, t.readAuthorities, t.readTime, t.readEKs, t.readPolicies, t.readLayoutKeys, t.readRequirements,
 	} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("trust.json: %w", err)
@@ -131,9 +136,10 @@ func (t *Trust) readHead() (err error) {
 }
 
 func (t *Trust) readAuthorities() (err error) {
-	if t.authorities, err = parseTrustedRoot(t.file.TrustedRoot); err != nil {
+	if t.root, err = ParseTrustedRoot(t.file.TrustedRoot); err != nil {
 		return err
 	}
+	t.authorities = t.root.Authorities
 	for _, a := range t.authorities {
 		for _, u := range a.Certificate.URIs {
 			if u.String() != t.td.IDString() {
@@ -274,6 +280,9 @@ func (t *Trust) readRequirement(r Requirement) (Requirement, error) {
 		}
 	}
 	if err := r.validateRan(); err != nil {
+		return r, err
+	}
+	if err := r.validateLogged(); err != nil {
 		return r, err
 	}
 	if len(r.Types) > MaxTypes {

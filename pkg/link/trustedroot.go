@@ -10,7 +10,9 @@ import (
 	commonv1 "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	trustrootv1 "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/rootlink/rootlink/pkg/timestamp"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 // v0.1 is what every Sigstore client reads; v0.2 only adds log operators.
@@ -27,20 +29,44 @@ type Authority struct {
 	End         time.Time
 }
 
-// MarshalTrustedRoot writes authorities as a Sigstore TrustedRoot, oldest
-// first: the trusted_root of trust.json and what cosign reads.
+// TrustedRoot is what a Sigstore TrustedRoot says to us.
+type TrustedRoot struct {
+	Authorities []Authority           // of SVIDs
+	Timestamps  []timestamp.Authority // RFC 3161
+	Logs        []tlog.Log
+}
+
+// MarshalTrustedRoot writes authorities alone as a Sigstore TrustedRoot.
 func MarshalTrustedRoot(authorities []Authority) (json.RawMessage, error) {
-	as := slices.Clone(authorities)
+	return TrustedRoot{Authorities: authorities}.Marshal()
+}
+
+// Sigstore writes r as v0.1, without operators: what every Sigstore client reads.
+func (r TrustedRoot) Sigstore() (json.RawMessage, error) {
+	r.Timestamps, r.Logs = slices.Clone(r.Timestamps), slices.Clone(r.Logs)
+	for i := range r.Timestamps {
+		r.Timestamps[i].Operator = ""
+	}
+	for i := range r.Logs {
+		r.Logs[i].Operator = ""
+	}
+	return r.Marshal()
+}
+
+// Marshal writes r as a Sigstore TrustedRoot, authorities oldest first: the
+// trusted_root of trust.json.
+func (r TrustedRoot) Marshal() (json.RawMessage, error) {
+	as := slices.Clone(r.Authorities)
 	slices.SortStableFunc(as, func(a, b Authority) int { return a.Start.Compare(b.Start) })
 	root := &trustrootv1.TrustedRoot{MediaType: trustedRootMediaType01}
+	if err := r.addSources(root); err != nil {
+		return nil, err
+	}
 	for _, a := range as {
 		if err := a.validate(); err != nil {
 			return nil, err
 		}
-		window := &commonv1.TimeRange{Start: timestamppb.New(a.Start)}
-		if !a.End.IsZero() {
-			window.End = timestamppb.New(a.End)
-		}
+		window := timeRange(a.Start, a.End)
 		name := &commonv1.DistinguishedName{CommonName: a.Certificate.Subject.CommonName}
 		if o := a.Certificate.Subject.Organization; len(o) > 0 {
 			name.Organization = o[0]
@@ -64,21 +90,31 @@ func MarshalTrustedRoot(authorities []Authority) (json.RawMessage, error) {
 	return out.Bytes(), nil
 }
 
-// parseTrustedRoot reads the authorities out of a Sigstore TrustedRoot. Logs
-// and timestamp authorities may be in it: nothing here relies on them yet, and
-// bundles that do are refused.
-func parseTrustedRoot(raw []byte) ([]Authority, error) {
+// ParseTrustedRoot reads a Sigstore TrustedRoot. Logs of kinds that are not
+// read here, and certificate transparency logs, are left out: nothing that they
+// say counts.
+func ParseTrustedRoot(raw []byte) (r TrustedRoot, err error) {
 	if len(raw) == 0 {
-		return nil, malformed("no trusted_root")
+		return r, malformed("no trusted_root")
 	}
 	var pb trustrootv1.TrustedRoot
 	if err := protojson.Unmarshal(raw, &pb); err != nil {
-		return nil, malformed("trusted_root: %w", err)
+		return r, malformed("trusted_root: %w", err)
 	}
 	if m := pb.GetMediaType(); m != trustedRootMediaType01 && m != trustedRootMediaType02 {
-		return nil, malformed("trusted_root media type %q", m)
+		return r, malformed("trusted_root media type %q", m)
 	}
-	cas := pb.GetCertificateAuthorities()
+	if r.Authorities, err = readAuthorities(pb.GetCertificateAuthorities()); err != nil {
+		return r, err
+	}
+	if r.Timestamps, err = readTimestamps(pb.GetTimestampAuthorities()); err != nil {
+		return r, err
+	}
+	r.Logs, err = readLogs(pb.GetTlogs())
+	return r, err
+}
+
+func readAuthorities(cas []*trustrootv1.CertificateAuthority) ([]Authority, error) {
 	if len(cas) == 0 || len(cas) > MaxAuthorities {
 		return nil, malformed("%d SVID authorities, 1 to %d allowed", len(cas), MaxAuthorities)
 	}
@@ -93,16 +129,8 @@ func parseTrustedRoot(raw []byte) ([]Authority, error) {
 			return nil, malformed("SVID authority %d: %w", i, err)
 		}
 		a := Authority{Certificate: cert}
-		window := ca.GetValidFor()
-		if window.GetStart() == nil || window.GetStart().CheckValid() != nil {
-			return nil, malformed("SVID authority %d has no window", i)
-		}
-		a.Start = window.GetStart().AsTime()
-		if end := window.GetEnd(); end != nil {
-			if err := end.CheckValid(); err != nil {
-				return nil, malformed("SVID authority %d: %w", i, err)
-			}
-			a.End = end.AsTime()
+		if a.Start, a.End, err = readRange(ca.GetValidFor()); err != nil {
+			return nil, malformed("SVID authority %d: %w", i, err)
 		}
 		if err := a.validate(); err != nil {
 			return nil, err

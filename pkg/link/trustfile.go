@@ -23,15 +23,30 @@ type TrustFile struct {
 	Issued      time.Time `json:"issued"`
 	Expires     time.Time `json:"expires"`
 	TrustDomain string    `json:"trust_domain"`
-	// TrustedRoot is a Sigstore TrustedRoot (protojson): the SVID authorities
-	// with their windows. MarshalTrustedRoot writes it.
+	// Operator is who runs the trust domain; empty: its name. A source of time
+	// with the same operator is said to be the same people's word.
+	Operator string `json:"operator,omitempty"`
+	// TrustKeys may sign this file.
+	TrustKeys []TrustKey `json:"trust_keys,omitempty"`
+	// Previous is the hex SHA-256 of the document that was exported before this.
+	Previous string `json:"previous,omitempty"`
+	// TrustedRoot is a Sigstore TrustedRoot (protojson): SVID authorities,
+	// timestamp authorities and logs with their windows.
 	TrustedRoot    json.RawMessage    `json:"trusted_root"`
+	Time           TimePolicy         `json:"time,omitzero"`
+	Witnesses      []Witness          `json:"witnesses,omitempty"`
+	LogProofs      []json.RawMessage  `json:"log_proofs,omitempty"` // log entries of SVID authorities and attestation CAs
 	AttestationCAs []AttestationCA    `json:"attestation_cas"`
 	EK             EKTrust            `json:"ek"`
 	PCRPolicies    []attest.PCRPolicy `json:"pcr_policies,omitempty"` // every revision, in any order
 	LayoutKeys     []LayoutKey        `json:"layout_keys,omitempty"`
 	Requirements   []Requirement      `json:"requirements"`
 	Revocations    []Revocation       `json:"revocations,omitempty"`
+}
+
+// TrustKey is a key that may sign trust.json.
+type TrustKey struct {
+	Key []byte `json:"key"` // SubjectPublicKeyInfo DER, ECDSA P-256 or Ed25519
 }
 
 // AttestationCA is a CA whose word "this AK and this EK live in one TPM" is
@@ -96,6 +111,7 @@ type Requirement struct {
 	// and its list complete. Lower-case hex SHA-256, or AnyHash; absent: not demanded.
 	Executables  []string `json:"executables,omitempty"`
 	CachesPerJob bool     `json:"caches_per_job,omitempty"` // caches must have been empty
+	Logged       []string `json:"logged,omitempty"`         // what must be in a known log, see LoggedSignature
 	// Types are the predicate types this identity may sign. Empty: links only.
 	// One that signs links and others lists the links' type too.
 	Types []string `json:"types,omitempty"`

@@ -25,15 +25,15 @@ var errSkip = errors.New("not run")
 // Verify judges links and artifacts with nothing but its arguments: no server,
 // network or clock. The result is complete whatever the outcome; the error is
 // nil exactly when the verdict is "verified", else it is ErrCrypto or
-// ErrPolicy. Without any timestamp in a link, T, the time at which
-// certificates are judged, is now.
+// ErrPolicy. T, the time at which certificates are judged, is the latest time
+// that a link's timestamps and cosignatures attest; without any it is now.
 func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 	res := &Result{
 		SchemaVersion: ResultSchema,
 		Verdict:       VerdictRefused,
 		Identity:      in.Identity,
 		Trust:         TrustInfo{TrustDomain: trust.TrustDomain(), Serial: trust.Serial(), Expires: trust.Expires()},
-		Time:          TimeInfo{At: now.UTC(), Source: "the verifier's own clock: the link carries no timestamp"},
+		Time:          TimeInfo{At: now.UTC(), Source: "the verifier's own clock: no time is attested"},
 		Links:         []LinkResult{},
 		Artifacts:     []ArtifactResult{},
 		Checks:        []attest.Check{},
@@ -46,9 +46,12 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		}},
 		{"input.links", "verify.md, what is judged", ErrPolicy, func() (string, error) { return checkInput(in) }},
 	})
+	seen := newCheckpoints(in.Seen)
 	for _, l := range in.Links {
 		v := &linkVerifier{
-			in: l, trust: trust, at: now, identity: in.Identity, notBefore: in.NotBefore, exitCode: in.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
+			in: l, trust: trust, now: now, at: now, seen: seen, authorities: map[string]bool{},
+			time:     LinkTime{At: now.UTC(), Needed: trust.file.Time.AuthoritiesNeeded, Sources: []TimeSource{}, Logs: []LogEntry{}},
+			identity: in.Identity, notBefore: in.NotBefore, exitCode: in.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
 			out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},
 		}
 		if !ok {
@@ -58,9 +61,13 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		} else if first.err == nil {
 			first = linkFirst
 		}
+		v.time.Authorities = len(v.authorities)
+		v.out.Time = v.time
 		v.words()
 		res.Links = append(res.Links, *v.out)
 	}
+	res.Checkpoints = seen.largest()
+	res.Time.of(res.Links)
 	for _, a := range in.Artifacts {
 		out := ArtifactResult{Artifact: a, Matches: []Match{}}
 		c := check{"artifact.subject", "in-toto Statement v1, subject", ErrPolicy, func() (string, error) { return out.match(res.Links) }}

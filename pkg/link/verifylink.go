@@ -16,19 +16,28 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 // linkVerifier judges one link. Each check fills in what later ones need.
 type linkVerifier struct {
 	in        LinkInput
 	trust     *Trust
-	at        time.Time // T
+	now       time.Time // of the verifier's clock
+	at        time.Time // T: now, until timeAgreement found a better one
+	first     time.Time // the earliest attested time
+	seen      checkpoints
 	identity  string
 	notBefore time.Time
 	exitCode  int
 	wantType  string // predicate type asked for
 	out       *LinkResult
 	sub       []attest.Check // of the check that just ran
+
+	time        LinkTime         // time.tokens, time.log_entries
+	times       []time.Time      // verified ones
+	authorities map[string]bool  // who attested them
+	included    []*tlog.Included // what known logs hold
 
 	bundle    *Bundle           // bundle.form
 	leaf      *x509.Certificate // bundle.form
@@ -49,6 +58,12 @@ func (v *linkVerifier) checks() []check {
 		// Who signed what.
 		{"bundle.form", "Sigstore bundle v0.3; DSSE v1.0", ErrCrypto, v.bundleForm},
 		{"svid.profile", "SPIFFE X509-SVID §2, §4, §5.2", ErrCrypto, v.svidProfile},
+		// When.
+		{"time.tokens", "RFC 3161 §2.3, §2.4.2", ErrCrypto, v.timestampTokens},
+		{"time.log_entries", "RFC 6962 §2.1.1; C2SP tlog-checkpoint, tlog-cosignature", ErrCrypto, v.logEntries},
+		{"time.known", "verify.md, times", ErrPolicy, v.timeKnown},
+		{"time.agreement", "verify.md, times", ErrCrypto, v.timeAgreement},
+		{"time.authorities", "verify.md, times", ErrPolicy, v.timeEnough},
 		{"svid.authority", "SPIFFE X509-SVID §5.1; RFC 5280 §6.1", ErrCrypto, v.svidAuthority},
 		{"svid.validity", "RFC 5280 §4.1.2.5", ErrCrypto, v.svidValidity},
 		{"dsse.signature", "DSSE v1.0, protocol", ErrCrypto, v.signatureValid},
@@ -60,6 +75,8 @@ func (v *linkVerifier) checks() []check {
 		{"evidence.kind", "verify.md, requirements", ErrPolicy, v.evidenceKind},
 		{"svid.code_signing", "RFC 5280 §4.2.1.12", ErrCrypto, v.codeSigning},
 		{"evidence.verify", "evidence.md, verification", ErrCrypto, v.evidenceVerify},
+		{"time.nonce", "verify.md, times", ErrCrypto, v.timeAfterNonce},
+		{"log.proofs", "RFC 6962 §2.1.1; verify.md, logs", ErrCrypto, v.logProofs},
 		{"programs.measured", "evidence.md, selectors", ErrCrypto, v.programsMeasured},
 		// Whether that is enough.
 		{"revocation", "verify.md, revocations", ErrPolicy, v.notRevoked},
@@ -69,6 +86,7 @@ func (v *linkVerifier) checks() []check {
 		{"requirement.pcr_policy", "verify.md, PCR policies", ErrPolicy, v.requiredPCRs},
 		{"requirement.tier", "verify.md, tiers", ErrPolicy, v.requiredTier},
 		{"requirement.type", "verify.md, statements that are no links", ErrPolicy, v.requiredType},
+		{"requirement.logged", "verify.md, requirements", ErrPolicy, v.requiredLogged},
 		{"requirement.step", "verify.md, requirements", ErrPolicy, v.requiredStep},
 		{"requirement.executables", "verify.md, what ran", ErrPolicy, v.requiredExecutables},
 		{"requirement.caches", "verify.md, what ran", ErrPolicy, v.requiredCaches},
@@ -83,10 +101,6 @@ func (v *linkVerifier) checks() []check {
 func (v *linkVerifier) bundleForm() (_ string, err error) {
 	if v.bundle, err = ParseBundle(v.in.Bundle); err != nil {
 		return "", err
-	}
-	if len(v.bundle.tokens)+len(v.bundle.entries) > 0 {
-		// Ignoring them would be to ignore what somebody relies on.
-		return "", fmt.Errorf("bundle with log entries or timestamps: %w", ErrUnsupported)
 	}
 	v.leaf = v.bundle.leaf
 	return "one DSSE signature, one leaf certificate, nothing else", nil
@@ -172,12 +186,20 @@ func (a Authority) window() string {
 	return stamp(a.Start) + " to " + stamp(a.End)
 }
 
+// svidValidity: every attested time must lie inside, not T alone.
 func (v *linkVerifier) svidValidity() (string, error) {
-	c := v.leaf
-	if v.at.Before(c.NotBefore) {
-		return "", fmt.Errorf("the SVID is %w: from %s, it is %s", ErrNotYetValid, stamp(c.NotBefore), stamp(v.at))
+	c, first := v.leaf, v.at
+	how := "it is " + stamp(v.at)
+	if v.time.Attested {
+		first, how = v.first, "the link was signed at "+stamp(v.first)
+	}
+	if first.Before(c.NotBefore) {
+		return "", fmt.Errorf("the SVID is %w: from %s, %s", ErrNotYetValid, stamp(c.NotBefore), how)
 	}
 	if v.at.After(c.NotAfter) {
+		if v.time.Attested {
+			return "", fmt.Errorf("the SVID %w at %s, before the link was signed (%s)", ErrExpired, stamp(c.NotAfter), stamp(v.at))
+		}
 		return "", fmt.Errorf("the SVID %w at %s, and without a timestamp nothing shows that the link was signed before", ErrExpired, stamp(c.NotAfter))
 	}
 	return fmt.Sprintf("%s to %s", stamp(c.NotBefore), stamp(c.NotAfter)), nil

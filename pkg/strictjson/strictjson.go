@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -25,8 +26,9 @@ func malformed(format string, args ...any) error {
 // refuses duplicate keys (also by letter case, since encoding/json matches
 // names so), invalid UTF-8, trailing data, and nesting that would exhaust a
 // recursive decoder. Unless open is empty it also wants every key in lower
-// case, except below the top-level key open, since encoding/json would take
-// "Serial" for "serial" and other parsers would not.
+// case, except below the top-level keys that open names (separated by spaces),
+// since encoding/json would take "Serial" for "serial" and other parsers would
+// not.
 func Scan(b []byte, limit int, open string) error {
 	if len(b) > limit {
 		return malformed("%d bytes, at most %d allowed", len(b), limit)
@@ -78,7 +80,7 @@ func Scan(b []byte, limit int, open string) error {
 				if !stack[n-1].mixed && k != t {
 					return malformed("key %q is not in lower case", t)
 				}
-				mixed = stack[n-1].mixed || n == 1 && t == open
+				mixed = stack[n-1].mixed || n == 1 && slices.Contains(strings.Fields(open), t)
 				if stack[n-1].keys[k] {
 					return malformed("duplicate key %q", t)
 				}
