@@ -192,6 +192,8 @@ func (s *Server) Measure(ctx context.Context, req *workloadv1.MeasureRequest) (*
 		SpiffeId:    e.SPIFFEID.String(),
 		EntryId:     e.ID,
 		TrustDomain: v.TrustDomain.Name(),
+
+		TimestampUrls: v.TimestampURLs, LogUrl: v.LogURL,
 	}, nil
 }
 
@@ -434,6 +436,9 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 		return nil, issueError(errNotInBundle)
 	}
 	resp := &workloadv1.IssueResponse{}
+	if v, _ := s.cfg.Keeper.View(); v != nil {
+		resp.TimestampUrls, resp.LogUrl = v.TimestampURLs, v.LogURL
+	}
 	for _, cert := range chain {
 		resp.X509Svid = append(resp.X509Svid, cert.Raw)
 	}

@@ -99,8 +99,12 @@ type View struct {
 	// Patterns are the SPIFFE ID patterns whose Workload API SVIDs must carry
 	// evidence; Stock is set when the server is one that knows no evidence.
 	Patterns []string
-	PCRs     []PCRSelection
-	Stock    bool
+	// TimestampURLs and LogURL are where the server says that a signature gets
+	// its time; recorders are told.
+	TimestampURLs []string
+	LogURL        string
+	PCRs          []PCRSelection
+	Stock         bool
 }
 
 // PCRSelection is a set of PCRs of one bank.

@@ -188,6 +188,7 @@ func (k *Keeper) sync(ctx context.Context) error {
 		}
 		next.Stock = cfg == nil
 		next.Patterns = cfg.GetEvidencePatterns()
+		next.TimestampURLs, next.LogURL = cfg.GetTimestampUrls(), cfg.GetLogUrl()
 		for _, p := range cfg.GetQuotePcrs() {
 			next.PCRs = append(next.PCRs, PCRSelection{p.GetBank(), p.GetIndices()})
 		}
@@ -199,6 +200,7 @@ func (k *Keeper) sync(ctx context.Context) error {
 	old, _ := k.View()
 	if !slow && old != nil {
 		next.Stock, next.Patterns, next.PCRs = old.Stock, old.Patterns, old.PCRs
+		next.TimestampURLs, next.LogURL = old.TimestampURLs, old.LogURL
 	}
 	for _, id := range slices.Sorted(maps.Keys(k.entries)) {
 		if e := newEntry(k.entries[id]); e != nil {
@@ -257,6 +259,7 @@ func (k *Keeper) publish(next *View) {
 func sameView(a, b *View) bool {
 	return a.AgentID == b.AgentID && a.Stock == b.Stock &&
 		slices.Equal(a.Patterns, b.Patterns) &&
+		slices.Equal(a.TimestampURLs, b.TimestampURLs) && a.LogURL == b.LogURL &&
 		slices.EqualFunc(a.PCRs, b.PCRs, func(x, y PCRSelection) bool { return x.Bank == y.Bank && slices.Equal(x.Indices, y.Indices) }) &&
 		slices.EqualFunc(a.Entries, b.Entries, func(x, y *Entry) bool {
 			return x.ID == y.ID && x.Revision == y.Revision && x.CreatedAt == y.CreatedAt
