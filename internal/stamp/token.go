@@ -1,0 +1,69 @@
+package stamp
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"math/big"
+	"net/http"
+	"time"
+
+	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/timestamp"
+)
+
+// Timestamp asks one authority once for a token over the bundle's signature.
+// The answer is the DER of its TimeStampResp, which answers this request and is
+// about this signature; a time outside of the SVID's validity is refused too,
+// for a bundle with such a token could never be verified.
+func (c *Client) Timestamp(ctx context.Context, url string, b *link.Bundle) ([]byte, error) {
+	nonce, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	query, err := timestamp.Request(b.Signature(), nonce)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := c.do(ctx, exchange{
+		method: http.MethodPost, url: url, body: query, bodyType: timestamp.QueryType,
+		acceptedType: timestamp.ReplyType, limit: timestamp.MaxToken,
+	})
+	if err != nil {
+		return nil, err
+	}
+	token, err := timestamp.Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if err := token.Answers(b.Signature(), nonce); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	svid := b.UnverifiedCertificate()
+	if t := token.UnverifiedTime(); t.Before(svid.NotBefore) || t.After(svid.NotAfter) {
+		return nil, fmt.Errorf("%w: its time %s is outside the SVID's validity, %s to %s: somebody's clock is wrong", ErrAnswer,
+			t.UTC().Format(time.RFC3339), svid.NotBefore.UTC().Format(time.RFC3339), svid.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return raw, nil
+}
+
+// signers tells the tokens of a bundle apart by who is said to have signed.
+func signers(b *link.Bundle) (map[[32]byte]bool, error) {
+	out := map[[32]byte]bool{}
+	for _, raw := range b.Timestamps() {
+		id, err := signerOf(raw)
+		if err != nil {
+			return nil, fmt.Errorf("a token in the bundle: %w", err)
+		}
+		out[id] = true
+	}
+	return out, nil
+}
+
+func signerOf(raw []byte) ([32]byte, error) {
+	t, err := timestamp.Parse(raw)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return t.UnverifiedSigner(), nil
+}
