@@ -43,6 +43,7 @@ func newRoot() *cobra.Command {
 	}
 	root.AddCommand(
 		runCommand(),
+		stampCommand(),
 		whoamiCommand(),
 		verifycmd.VerifyCommand(),
 		verifycmd.InspectCommand(),

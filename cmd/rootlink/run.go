@@ -80,7 +80,8 @@ command cannot be run, 127 when it is not found.`,
 	f.Var(onFailure.value(&failure), "on-failure", "when the command fails: record it, or discard")
 	f.Var(ifUnavailable.value(&unavailable), "if-unavailable", "without agent, identity or ptrace: fail, or record unsigned")
 	f.Var(follow.value(&followed), "follow", "which processes to follow: tree, or main for a step that debugs or needs setuid programs")
-	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent or server that is away")
+	stampFlags(f, &s.Stamping)
+	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent, server or timestamp authority that is away")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return cli.Fail(cli.ExitRun, err, "see `rootlink run --help`")
 	})

@@ -206,6 +206,8 @@ type Signed struct {
 	IMALog   []byte
 	Evidence *attest.Evidence
 	SPIFFEID string
+	// Announced is where the server says that the signature gets its time.
+	Announced announced
 }
 
 const (
@@ -296,5 +298,6 @@ func (a *Agent) signOnce(ctx context.Context, p *link.Prepared, key *ecdsa.Priva
 	return &Signed{
 		Bundle: b, KeyHash: sha256.Sum256(spki), Evidence: ev, SPIFFEID: leaf.URIs[0].String(),
 		EventLog: resp.GetEventLog(), IMALog: resp.GetImaLog(),
+		Announced: announced{resp.GetTimestampUrls(), resp.GetLogUrl()},
 	}, nil
 }

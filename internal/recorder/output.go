@@ -9,21 +9,19 @@ import (
 	"path/filepath"
 
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/stamp"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
 // write writes the logs and then the bundle, which so never names a log that
 // is not there yet.
-func (r *state) write(s *Signed) error {
+func (r *state) write(s *Signed, proof *stamp.Outcome) error {
 	b, err := s.Bundle.Marshal()
 	if err != nil {
 		return err
 	}
-	out := r.BundleOut
-	if out == "" {
-		out = filepath.Join(r.BundleDir, fmt.Sprintf("%s.%x%s", r.Name, s.KeyHash[:4], link.BundleSuffix))
-	}
+	out := r.bundlePath(s)
 	dir := filepath.Dir(out)
 	for _, log := range []struct {
 		digest *attest.TypedDigest
@@ -41,6 +39,11 @@ func (r *state) write(s *Signed) error {
 			return err
 		}
 	}
+	if proof != nil && proof.Proof != nil {
+		if err := files.Write(filepath.Join(dir, proof.ProofAs), proof.Proof, 0o644); err != nil {
+			return err
+		}
+	}
 	if err := files.Write(out, b, 0o644); err != nil {
 		return err
 	}
@@ -53,6 +56,13 @@ func (r *state) write(s *Signed) error {
 		r.say("the recorder is unprotected, so other programs of this user could sign in its place (%s): docs/recording.md, \"The recorder\"", m.GetUnprotectedReason())
 	}
 	return nil
+}
+
+func (r *state) bundlePath(s *Signed) string {
+	if r.BundleOut != "" {
+		return r.BundleOut
+	}
+	return filepath.Join(r.BundleDir, fmt.Sprintf("%s.%x%s", r.Name, s.KeyHash[:4], link.BundleSuffix))
 }
 
 // failed: the command failed and is recorded all the same.

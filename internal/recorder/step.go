@@ -38,6 +38,7 @@ type Step struct {
 	AllowUnsigned bool // without agent or identity, record unsigned
 	MainOnly      bool // follow the main process alone
 	IssueTimeout  time.Duration
+	Stamping      Stamping
 	Version       string
 	Stderr        *os.File
 }
@@ -66,6 +67,9 @@ func (s *Step) validate() error {
 		return usage("letters, digits, dot, dash and underscore, at most 128", "--step %q is not a step name", s.Name)
 	case s.IssueTimeout <= 0:
 		return usage("such as 5m", "--issue-timeout must be positive")
+	}
+	if err := s.Stamping.check(); err != nil {
+		return err
 	}
 	// What would fail at the end is to fail before hours of building.
 	dir := s.BundleDir
@@ -266,6 +270,9 @@ func (r *state) onExec(e *Exec) error {
 		return err
 	}
 	r.measured = m
+	if _, err := r.Stamping.plan(announced{m.GetTimestampUrls(), m.GetLogUrl()}); err != nil {
+		return err
+	}
 	if e.N == 1 && !m.GetMeasurement().GetRecorderProtected() {
 		// Known to whoever verifies; here only for who debugs an installation.
 		r.stmt.Environment.Recorder += " (unprotected)"
@@ -345,7 +352,7 @@ func (r *state) after(materials *Recording) error {
 	if r.SPIFFEID != "" && signed.SPIFFEID != r.SPIFFEID {
 		return fmt.Errorf("the agent issued %s, not the identity that --spiffe-id asks for", signed.SPIFFEID)
 	}
-	return r.write(signed)
+	return r.finish(ctx, signed)
 }
 
 // maxSkipped bounds what is listed of names without content.
