@@ -4,6 +4,5 @@ package internal
 
 import (
 	_ "github.com/digitorus/timestamp"
-	_ "github.com/in-toto/in-toto-golang/in_toto"
 	_ "github.com/transparency-dev/formats/log"
 )

@@ -1,0 +1,157 @@
+package layout
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/in-toto/in-toto-golang/in_toto"
+
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// stepLink is a link that verified, in the form that rules are applied to.
+type stepLink struct {
+	name      string
+	step      string
+	signer    string // SPIFFE ID, or "key:" and a key ID
+	ek        string // "" for classic links
+	buildID   string
+	command   []string
+	classic   bool
+	materials map[string]in_toto.HashObj
+	products  map[string]in_toto.HashObj
+	result    *link.LinkResult // nil for classic links
+}
+
+// verifyLinks judges every link by itself, with the identity that its step
+// asks for, and sorts those that verify by step. Every link that was given must
+// verify, except those of other builds when a build is named.
+func (v *verifier) verifyLinks() {
+	v.check("links.count", "verify.md, what is judged", "", link.ErrPolicy, func() (string, error) {
+		n := len(v.in.Links) + len(v.in.Classic)
+		if n == 0 {
+			return "", fmt.Errorf("%w: no link", ErrThreshold)
+		}
+		if n > MaxLinks {
+			return "", fmt.Errorf("%d links, at most %d allowed", n, MaxLinks)
+		}
+		return fmt.Sprintf("%d links", n), nil
+	})
+	if len(v.in.Links)+len(v.in.Classic) > MaxLinks {
+		v.dead = true
+	}
+	for _, in := range v.in.Links {
+		v.check("link.verified", "verify.md, the checks of a link", "", link.ErrPolicy, func() (string, error) { return v.verifyLink(in) })
+	}
+	// One forged link does not keep the others from being looked at, and
+	// nothing is built on any of them then.
+	v.dead = v.dead || errors.Is(v.first.class, link.ErrCrypto)
+	for _, in := range v.in.Classic {
+		v.check("link.classic", "layouts.md, pinned keys; in-toto specification 4.2", "", link.ErrCrypto, func() (string, error) { return v.verifyClassic(in) })
+	}
+	v.check("links.build", "layouts.md, one build", "", link.ErrPolicy, v.oneBuild)
+}
+
+func (v *verifier) verifyLink(in link.LinkInput) (string, error) {
+	about := func(err error) error { return &detail{link: in.Name, err: fmt.Errorf("%s: %w", in.Name, err)} }
+	query := link.Input{Links: []link.LinkInput{in}, LeastSerial: v.in.LeastSerial, NotBefore: v.in.NotBefore}
+	// What the link claims chooses only what it is compared with.
+	var step *Step
+	if b, err := link.ParseBundle(in.Bundle); err == nil {
+		claim, err := b.UnverifiedStatement()
+		if err != nil {
+			return "", about(err)
+		}
+		if id := claim.Environment.BuildID; v.in.BuildID != "" && id != v.in.BuildID && id != "" {
+			v.leftOut[claim.Step] = append(v.leftOut[claim.Step], in.Name)
+			return fmt.Sprintf("%s is of build %s: left out", in.Name, id), nil
+		}
+		owner := v.owner[claim.Step]
+		if owner == nil {
+			return "", about(fmt.Errorf("it is of step %q, which the layout does not have", claim.Step))
+		}
+		step = owner.step(claim.Step)
+		if len(step.Identities) == 0 {
+			return "", about(fmt.Errorf("step %q takes no bundles: the layout names no SPIFFE identity for it", step.Name))
+		}
+		query.Identity, query.ExitCode = step.Identities[0], step.ExitCode
+		if uris := b.UnverifiedCertificate().URIs; len(uris) == 1 {
+			for _, p := range step.Identities {
+				if link.MatchPattern(p, uris[0].String()) {
+					query.Identity = p
+					break
+				}
+			}
+		}
+	} else {
+		query.Identity = "spiffe://" + v.trust.TrustDomain() + "/**" // it is refused for its form
+	}
+	res, err := link.Verify(query, v.trust, v.now)
+	v.res.Links = append(v.res.Links, res.Links...)
+	if err != nil {
+		return "", about(err)
+	}
+	r := &v.res.Links[len(v.res.Links)-1]
+	s := r.Statement()
+	l := &stepLink{
+		name: in.Name, step: s.Step, signer: r.Chain.SVID.SPIFFEID, ek: r.Chain.EK.SHA256, buildID: s.Environment.BuildID,
+		command: s.Command, result: r,
+	}
+	if l.materials, err = artifactsOf(s.Materials); err != nil {
+		return "", about(err)
+	}
+	if l.products, err = artifactsOf(s.Subjects); err != nil {
+		return "", about(err)
+	}
+	v.links[s.Step] = append(v.links[s.Step], l)
+	return fmt.Sprintf("%s: step %q by %s", in.Name, s.Step, l.signer), nil
+}
+
+// artifactsOf refuses names that do not stay in the tree: a rule about "src/*"
+// must not be met by "src/../../etc/passwd".
+func artifactsOf(rs []link.Resource) (map[string]in_toto.HashObj, error) {
+	out := make(map[string]in_toto.HashObj, len(rs))
+	for _, r := range rs {
+		if !inTree(r.Name) {
+			return nil, &detail{file: r.Name, err: fmt.Errorf("%q: %w", r.Name, ErrEscape)}
+		}
+		out[r.Name] = r.Digest
+	}
+	return out, nil
+}
+
+// oneBuild refuses a mix of runs: a genuine link of yesterday's build of the
+// same pipeline would otherwise fit wherever its artifacts did not change.
+func (v *verifier) oneBuild() (string, error) {
+	first, has := "", false
+	var named *stepLink
+	for _, step := range v.steps() {
+		for _, l := range v.links[step] {
+			switch {
+			case v.in.BuildID != "" && l.buildID != v.in.BuildID:
+				return "", &detail{link: l.name, err: fmt.Errorf("%w: %s carries no build ID, asked for was %s", ErrBuildID, l.name, v.in.BuildID)}
+			case has && l.buildID != first:
+				return "", &detail{link: l.name, err: fmt.Errorf("%w: %s is of build %q, %s of build %q", ErrBuildID, named.name, first, l.name, l.buildID)}
+			}
+			first, has, named = l.buildID, true, l
+		}
+	}
+	if !has {
+		return "", errSkip
+	}
+	if first == "" {
+		return "no link names its build: whether they are of one run is not known", nil
+	}
+	return first, nil
+}
+
+// steps lists the names of all steps, in a fixed order.
+func (v *verifier) steps() []string {
+	var out []string
+	for name := range v.owner {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,173 @@
+package layout
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/in-toto/in-toto-golang/in_toto"
+
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// rules has in-toto's engine apply a step's or an inspection's artifact rules,
+// one side at a time, and finds out what a refusal is about.
+func (v *verifier) rules(id, name string, materials, products [][]string, src *stepLink, links map[string]in_toto.Metadata, sums map[string]*stepLink, mayBeEmpty bool) {
+	for _, sd := range []side{{"materials", materials}, {"products", products}} {
+		v.check(id, "in-toto specification 4.3.3, artifact rules", name, link.ErrPolicy, func() (string, error) {
+			if src == nil {
+				return "", errSkip // that there is none was said
+			}
+			if err := engine(name, sd, links); err != nil {
+				return "", explain(name, sd, src, links, sums, err)
+			}
+			if !mayBeEmpty {
+				if err := overlap(name, sd, src, sums); err != nil {
+					return "", err
+				}
+			}
+			return fmt.Sprintf("%d rules on %d %s", len(sd.rules), len(src.side(sd.name)), sd.name), nil
+		})
+	}
+}
+
+func (l *stepLink) side(name string) map[string]in_toto.HashObj {
+	if name == "materials" {
+		return l.materials
+	}
+	return l.products
+}
+
+func engine(name string, sd side, links map[string]in_toto.Metadata) error {
+	s := in_toto.Step{SupplyChainItem: in_toto.SupplyChainItem{Name: name}}
+	if sd.name == "materials" {
+		s.ExpectedMaterials = sd.rules
+	} else {
+		s.ExpectedProducts = sd.rules
+	}
+	return in_toto.VerifyArtifacts([]interface{}{s}, links)
+}
+
+// overlap refuses MATCH rules that nothing meets. in-toto lets them pass: two
+// steps without one artifact in common would count as joined.
+func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) error {
+	for _, r := range sd.rules {
+		d, err := in_toto.UnpackRule(r)
+		if err != nil {
+			return err
+		}
+		if d["type"] != "match" {
+			continue
+		}
+		dst := sums[d["dstName"]]
+		if dst == nil {
+			continue // refused for having no link
+		}
+		if !slices.ContainsFunc(candidates(d, src.side(sd.name)), func(n string) bool { return matchReason(d, n, src.side(sd.name), dst) == "" }) {
+			return &detail{rule: strings.Join(r, " "), err: fmt.Errorf("%w: %q, %s, rule %q: no artifact meets it", ErrNoOverlap, name, sd.name, strings.Join(r, " "))}
+		}
+	}
+	return nil
+}
+
+// candidates are the names that a rule's pattern applies to.
+func candidates(d map[string]string, artifacts map[string]in_toto.HashObj) []string {
+	var out []string
+	prefix := cleanPrefix(d["srcPrefix"])
+	short := in_toto.NewSet()
+	for n := range artifacts {
+		short.Add(strings.TrimPrefix(n, prefix))
+	}
+	matched := short.Filter(path.Clean(d["pattern"]))
+	for n := range artifacts {
+		if matched.Has(strings.TrimPrefix(n, prefix)) {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func cleanPrefix(p string) string {
+	if p == "" {
+		return ""
+	}
+	return strings.TrimSuffix(path.Clean(p), "/") + "/"
+}
+
+// matchReason says why a MATCH rule does not take an artifact; "" if it does.
+func matchReason(d map[string]string, name string, artifacts map[string]in_toto.HashObj, dst *stepLink) string {
+	if dst == nil {
+		return fmt.Sprintf("step %q has no link", d["dstName"])
+	}
+	there := path.Clean(path.Join(cleanPrefix(d["dstPrefix"]), strings.TrimPrefix(name, cleanPrefix(d["srcPrefix"]))))
+	have, ok := dst.side(d["dstType"])[there]
+	kind := strings.TrimSuffix(d["dstType"], "s")
+	if !ok {
+		return fmt.Sprintf("step %q has no %s %s", d["dstName"], kind, there)
+	}
+	if !maps.Equal(have, artifacts[name]) {
+		return fmt.Sprintf("%s %s of step %q has %s, here it is %s", kind, there, d["dstName"], digestText(have), digestText(artifacts[name]))
+	}
+	return ""
+}
+
+// explain finds the rule that refused, the artifact, and why no earlier rule
+// took it. The engine refuses; this only asks it again with less.
+func explain(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, sums map[string]*stepLink, cause error) error {
+	k := 1
+	for k < len(sd.rules) && engine(name, side{sd.name, sd.rules[:k]}, links) == nil {
+		k++
+	}
+	rule := sd.rules[k-1]
+	text := strings.Join(rule, " ")
+	d, err := in_toto.UnpackRule(rule)
+	if err != nil {
+		return cause
+	}
+	fail := func(file, format string, args ...any) error {
+		return &detail{rule: text, file: file, err: fmt.Errorf("%w: %q, %s, rule %q: %w", ErrRule, name, sd.name, text, fmt.Errorf(format, args...))}
+	}
+	if d["type"] == "require" {
+		return fail(d["pattern"], "%s is not there", d["pattern"])
+	}
+	artifacts := src.side(sd.name)
+	refused := func(n string) bool {
+		// Rules look at one artifact at a time, so one at a time shows which.
+		one := *src
+		one.materials, one.products = pick(src.materials, n), pick(src.products, n)
+		with := maps.Clone(links)
+		with[name] = &in_toto.Metablock{Signed: one.metadata()}
+		return engine(name, side{sd.name, sd.rules[:k]}, with) != nil
+	}
+	var files []string
+	for _, n := range candidates(d, artifacts) {
+		if refused(n) {
+			files = append(files, n)
+		}
+	}
+	if len(files) == 0 {
+		return fail("", "%w", cause)
+	}
+	file, why := files[0], ""
+	for _, r := range sd.rules[:k-1] {
+		if m, err := in_toto.UnpackRule(r); err == nil && m["type"] == "match" && slices.Contains(candidates(m, pick(artifacts, file)), file) {
+			why = "; " + strings.Join(r, " ") + ": " + matchReason(m, file, artifacts, sums[m["dstName"]])
+			break
+		}
+	}
+	if n := len(files) - 1; n > 0 {
+		why += fmt.Sprintf("; and %d more", n)
+	}
+	return fail(file, "%s is not allowed%s", file, why)
+}
+
+func pick(m map[string]in_toto.HashObj, name string) map[string]in_toto.HashObj {
+	out := map[string]in_toto.HashObj{}
+	if d, ok := m[name]; ok {
+		out[name] = d
+	}
+	return out
+}
