@@ -35,7 +35,7 @@ setup:
 	@scripts/setup
 
 demo: setup build
-	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/resign ./examples/resign
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/demo/ ./examples/mkimage ./examples/mksbom ./examples/resign ./examples/vulnscan
 	@examples/demo
 
 # The race detector needs cgo; the linker and the timeouts are sized for two cores.
