@@ -3,6 +3,5 @@
 package internal
 
 import (
-	_ "github.com/digitorus/timestamp"
 	_ "github.com/transparency-dev/formats/log"
 )

@@ -69,6 +69,9 @@ func (s *Server) listenHTTP() error {
 
 // mountHTTP puts on mux what the HTTP port offers.
 func (s *Server) mountHTTP(mux *http.ServeMux) {
+	if s.tsa != nil {
+		mux.Handle("/tsa", s.tsa)
+	}
 	if s.logHandler != nil {
 		// The handler sees /checkpoint, /tile/…
 		mux.Handle("/log/", http.StripPrefix("/log", s.logHandler))
@@ -122,9 +125,6 @@ func (s *Server) HTTPURL() string {
 	}
 	return "http://" + s.http.Addr().String()
 }
-
-// timestampURLs are where this server's timestamp authority answers.
-func (s *Server) timestampURLs() []string { return nil }
 
 // logURL is the base of the transparency log, empty when there is none.
 func (s *Server) logURL() string {

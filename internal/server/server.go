@@ -30,6 +30,7 @@ import (
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
 	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
@@ -52,7 +53,8 @@ type Server struct {
 	attestationCA *attestca.CA
 	nonces        *attest.NonceMaker
 	tcp, admin    net.Listener
-	http          net.Listener // nil without an HTTP port
+	http          net.Listener   // nil without an HTTP port
+	tsa           *tsa.Authority // nil when none is kept
 	// logHandler serves the transparency log; nil without one. Set before Run.
 	logHandler http.Handler
 
@@ -113,6 +115,9 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.attestationCA, err = s.openAttestationCA(); err != nil {
+		return nil, err
+	}
+	if err = s.openTSA(); err != nil {
 		return nil, err
 	}
 	var key [32]byte
@@ -207,6 +212,9 @@ func (s *Server) Run(ctx context.Context) error {
 				failed <- err
 			}
 		})
+	}
+	if s.tsa != nil {
+		wg.Go(func() { s.maintainTSA(ctx) })
 	}
 	web := s.newHTTP()
 	if s.http != nil {

@@ -32,6 +32,8 @@ var (
 	ErrOutsideWindow = errors.New("made outside the authority's window")
 	// ErrImprecise: its accuracy is worse than MaxAccuracy.
 	ErrImprecise = errors.New("too imprecise")
+	// ErrVersion: a request of another version than 1.
+	ErrVersion = errors.New("unknown version of a timestamp request")
 	// ErrNonce: the answer to another request.
 	ErrNonce = errors.New("it answers another request")
 )

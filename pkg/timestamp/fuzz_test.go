@@ -3,6 +3,7 @@ package timestamp_test
 import (
 	"bytes"
 	"crypto/x509"
+	"math/big"
 	"testing"
 
 	"github.com/sigstore/timestamp-authority/v2/pkg/verification"
@@ -48,6 +49,20 @@ func FuzzParse(f *testing.F) {
 			if err := peer(raw, tsa); err != nil {
 				t.Errorf("Sigstore refuses %x: %v", raw, err)
 			}
+		}
+	})
+}
+
+func FuzzParseQuery(f *testing.F) {
+	raw, err := timestamp.Request(signature, big.NewInt(7))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add(raw[:len(raw)-3])
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if q, err := timestamp.ParseQuery(raw); err == nil && len(q.Imprint) != q.Hash.Size() {
+			t.Errorf("%+v", q)
 		}
 	})
 }

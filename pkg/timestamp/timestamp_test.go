@@ -3,6 +3,7 @@ package timestamp_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -379,5 +380,25 @@ func TestRefusesIncompleteAuthority(t *testing.T) {
 	a.Chain = []*x509.Certificate{tsa.Leaf, forge.NewTSA(t, nil).Root}
 	if err := a.Validate(); !errors.Is(err, timestamp.ErrAuthority) {
 		t.Errorf("a chain whose links do not hold: %v", err)
+	}
+}
+
+func TestQuery(t *testing.T) {
+	nonce := big.NewInt(1 << 40)
+	raw, err := timestamp.Request(signature, nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := timestamp.ParseQuery(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum := sha256.Sum256(signature); q.Hash != crypto.SHA256 || !bytes.Equal(q.Imprint, sum[:]) || q.Nonce.Cmp(nonce) != 0 || !q.CertReq || q.Policy != nil || q.Extension {
+		t.Errorf("%+v", q)
+	}
+	for n := range raw {
+		if _, err := timestamp.ParseQuery(raw[:n]); !errors.Is(err, timestamp.ErrMalformed) {
+			t.Fatalf("%d bytes of it: %v", n, err)
+		}
 	}
 }
