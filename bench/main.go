@@ -97,6 +97,7 @@ var groups = []group{
 	{"verify", verifyCosts},
 	{"sizes", sizes},
 	{"record", recording},
+	{"trace", tracing},
 	{"mint", minting},
 	{"rate", evidenceRate},
 }

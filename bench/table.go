@@ -73,6 +73,15 @@ func (t *table) most(figure string, s samples, target time.Duration, beside stri
 	t.line(figure, s.String(), aim, beside)
 }
 
+// ratio prints a ratio that should not exceed target.
+func (t *table) ratio(figure string, f []float64, target float64, beside string) {
+	aim := fmt.Sprintf("≤ %.2f", target)
+	if middle(f) > target {
+		aim += " MISSED"
+	}
+	t.line(figure, fmt.Sprintf("%.3f (%.3f … %.3f, n=%d)", middle(f), slices.Min(f), slices.Max(f), len(f)), aim, beside)
+}
+
 // bytes prints a size that should not exceed target.
 func (t *table) bytes(figure string, n, target int64, beside string) {
 	aim := ""
