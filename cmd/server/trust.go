@@ -40,11 +40,16 @@ func trustExport(at *location) *cobra.Command {
 	fs.StringArrayVar(&layoutKeys, "layout-key", nil, "[NAME=]FILE with the public key or certificate of a person who may sign layouts; repeatable")
 	fs.StringVar(&revocations, "revocations", "", "file of further revocations to put in")
 	fs.BoolVar(&anyNode, "any-node", false, "accept any genuine TPM, not only those that attested here")
+	demand := demandFlags(fs)
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
 		if format != "rootlink" && format != "sigstore" {
 			return cli.Usage("rootlink for `rootlink verify`, sigstore for cosign", "--format %q is neither rootlink nor sigstore", format)
 		}
+		var err error
 		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode}
+		if req.Demands, err = demand(); err != nil {
+			return err
+		}
 		for _, k := range layoutKeys {
 			key, err := readLayoutKey(k)
 			if err != nil {

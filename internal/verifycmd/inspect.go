@@ -19,6 +19,7 @@ import (
 // InspectCommand returns `rootlink inspect`.
 func InspectCommand() *cobra.Command {
 	var extract string
+	var executables bool
 	cmd := &cobra.Command{
 		Use:   "inspect FILE [--extract DIR]",
 		Short: "Show what is in a bundle, an SVID or trust.json, without verifying it",
@@ -41,8 +42,14 @@ tools read, so that they can judge them:
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return inspect(cmd, args[0], extract) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if executables {
+				return printToolList(cmd, args[0])
+			}
+			return inspect(cmd, args[0], extract)
+		},
 	}
+	cmd.Flags().BoolVar(&executables, "executables", false, "print the programs that the recorder says ran, as a tool list")
 	cmd.Flags().StringVar(&extract, "extract", "", "directory to write the parts into (made if missing)")
 	return cmd
 }
@@ -176,9 +183,7 @@ func statementView(payload []byte) (v view) {
 		v.add("exit_code", *s.Byproducts.ExitCode)
 	}
 	v.addIf("signal", s.Byproducts.Signal)
-	for _, e := range s.Byproducts.Executables {
-		v.add("executable", e.Role+" "+e.Path+" "+digests(e.Digest))
-	}
+	v = append(v, ranView(s)...)
 	if g := s.Environment.Git; g != nil {
 		v.addIf("git_commit", g.Commit)
 		v.addIf("git_remote", g.Remote)

@@ -178,10 +178,13 @@ func trustView(t *link.Trust) (v view) {
 		for _, l := range []struct {
 			name string
 			list []string
-		}{{"tools", r.Tools}, {"recorders", r.Recorders}, {"unprotected_recorders", r.UnprotectedRecorders}, {"eks", r.EKs}, {"pcr_policies", r.PCRPolicies}, {"steps", r.Steps}} {
+		}{{"tools", r.Tools}, {"recorders", r.Recorders}, {"unprotected_recorders", r.UnprotectedRecorders}, {"eks", r.EKs}, {"pcr_policies", r.PCRPolicies}, {"steps", r.Steps}, {"executables", r.Executables}} {
 			if len(l.list) > 0 {
 				one.add(l.name, l.list)
 			}
+		}
+		if r.CachesPerJob {
+			one.add("caches_per_job", true)
 		}
 		rules = append(rules, one)
 	}

@@ -186,6 +186,10 @@ func hint(f *link.Failure, err error) string {
 		return "create the entry for this identity and export trust.json again, or check whose trust.json it is"
 	case "evidence.kind":
 		return "sign with `rootlink run` on an attested machine: an SVID made by hand proves nothing about one"
+	case "requirement.executables":
+		return "`rootlink inspect --executables BUNDLE` lists what ran; what may run is demanded by `rootlink-server trust export --executables`"
+	case "requirement.caches":
+		return "run the step with caches of its own, such as GOCACHE=$(mktemp -d) GOMODCACHE=$(mktemp -d)"
 	case "requirement.tools":
 		return "register the tool's hash with an entry and export trust.json again, if that is the tool you meant"
 	case "requirement.recorder":

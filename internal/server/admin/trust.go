@@ -91,6 +91,9 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	reqs, more := requirements(f.TrustDomain, entries, known)
 	f.Requirements = append(f.Requirements, reqs...)
 	notes = append(notes, more...)
+	if err := addDemands(f.Requirements, req.Demands); err != nil {
+		return nil, err
+	}
 	if len(reqs) == 0 {
 		notes = append(notes, "no entry is for build steps, so this file accepts no link at all: create entries first")
 	}

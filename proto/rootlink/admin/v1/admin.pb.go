@@ -1075,6 +1075,7 @@ type ExportTrustRequest struct {
 	LayoutKeys      []*LayoutKey           `protobuf:"bytes,3,rep,name=layout_keys,json=layoutKeys,proto3" json:"layout_keys,omitempty"`
 	RevocationsJson []byte                 `protobuf:"bytes,4,opt,name=revocations_json,json=revocationsJson,proto3" json:"revocations_json,omitempty"` // a revocation file of this trust domain, added to what the server knows
 	AnyNode         bool                   `protobuf:"varint,5,opt,name=any_node,json=anyNode,proto3" json:"any_node,omitempty"`                        // leave the inventory out: any genuine TPM will do
+	Demands         []*StepDemand          `protobuf:"bytes,16,rep,name=demands,proto3" json:"demands,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1144,6 +1145,74 @@ func (x *ExportTrustRequest) GetAnyNode() bool {
 	return false
 }
 
+func (x *ExportTrustRequest) GetDemands() []*StepDemand {
+	if x != nil {
+		return x.Demands
+	}
+	return nil
+}
+
+// StepDemand is what a requirement asks of a step besides what its entries say.
+type StepDemand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Executables   []string               `protobuf:"bytes,2,rep,name=executables,proto3" json:"executables,omitempty"` // the tool list: lower-case hex SHA-256, or "*"; empty: not demanded
+	CachesPerJob  bool                   `protobuf:"varint,3,opt,name=caches_per_job,json=cachesPerJob,proto3" json:"caches_per_job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepDemand) Reset() {
+	*x = StepDemand{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepDemand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepDemand) ProtoMessage() {}
+
+func (x *StepDemand) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepDemand.ProtoReflect.Descriptor instead.
+func (*StepDemand) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *StepDemand) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *StepDemand) GetExecutables() []string {
+	if x != nil {
+		return x.Executables
+	}
+	return nil
+}
+
+func (x *StepDemand) GetCachesPerJob() bool {
+	if x != nil {
+		return x.CachesPerJob
+	}
+	return false
+}
+
 type LayoutKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1154,7 +1223,7 @@ type LayoutKey struct {
 
 func (x *LayoutKey) Reset() {
 	*x = LayoutKey{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1235,7 @@ func (x *LayoutKey) String() string {
 func (*LayoutKey) ProtoMessage() {}
 
 func (x *LayoutKey) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1248,7 @@ func (x *LayoutKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutKey.ProtoReflect.Descriptor instead.
 func (*LayoutKey) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LayoutKey) GetName() string {
@@ -1207,7 +1276,7 @@ type ExportTrustResponse struct {
 
 func (x *ExportTrustResponse) Reset() {
 	*x = ExportTrustResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1288,7 @@ func (x *ExportTrustResponse) String() string {
 func (*ExportTrustResponse) ProtoMessage() {}
 
 func (x *ExportTrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1301,7 @@ func (x *ExportTrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportTrustResponse.ProtoReflect.Descriptor instead.
 func (*ExportTrustResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExportTrustResponse) GetDocument() []byte {
@@ -1264,7 +1333,7 @@ type JoinLineRequest struct {
 
 func (x *JoinLineRequest) Reset() {
 	*x = JoinLineRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1345,7 @@ func (x *JoinLineRequest) String() string {
 func (*JoinLineRequest) ProtoMessage() {}
 
 func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1358,7 @@ func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineRequest.ProtoReflect.Descriptor instead.
 func (*JoinLineRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 type JoinLineResponse struct {
@@ -1301,7 +1370,7 @@ type JoinLineResponse struct {
 
 func (x *JoinLineResponse) Reset() {
 	*x = JoinLineResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1382,7 @@ func (x *JoinLineResponse) String() string {
 func (*JoinLineResponse) ProtoMessage() {}
 
 func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1395,7 @@ func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineResponse.ProtoReflect.Descriptor instead.
 func (*JoinLineResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JoinLineResponse) GetLine() string {
@@ -1344,7 +1413,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1425,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1438,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1381,7 +1450,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1462,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1475,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -1430,7 +1499,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1511,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1524,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Authority) GetId() string {
@@ -1508,7 +1577,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1589,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1602,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 type RotateAuthorityResponse struct {
@@ -1545,7 +1614,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1626,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1639,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RotateAuthorityResponse) GetCertificate() []byte {
@@ -1588,7 +1657,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1669,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1682,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 type CountersResponse struct {
@@ -1625,7 +1694,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1706,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1719,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CountersResponse) GetCounters() map[string]uint64 {
@@ -1741,14 +1810,20 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\tNodeEvent\x12\x17\n" +
 	"\aat_unix\x18\x01 \x01(\x03R\x06atUnix\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xdc\x01\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x95\x02\n" +
 	"\x12ExportTrustRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\tR\x06format\x12)\n" +
 	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\x12=\n" +
 	"\vlayout_keys\x18\x03 \x03(\v2\x1c.rootlink.admin.v1.LayoutKeyR\n" +
 	"layoutKeys\x12)\n" +
 	"\x10revocations_json\x18\x04 \x01(\fR\x0frevocationsJson\x12\x19\n" +
-	"\bany_node\x18\x05 \x01(\bR\aanyNode\":\n" +
+	"\bany_node\x18\x05 \x01(\bR\aanyNode\x127\n" +
+	"\ademands\x18\x10 \x03(\v2\x1d.rootlink.admin.v1.StepDemandR\ademands\"q\n" +
+	"\n" +
+	"StepDemand\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12 \n" +
+	"\vexecutables\x18\x02 \x03(\tR\vexecutables\x12$\n" +
+	"\x0ecaches_per_job\x18\x03 \x01(\bR\fcachesPerJob\":\n" +
 	"\tLayoutKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bspki_der\x18\x02 \x01(\fR\aspkiDer\"_\n" +
@@ -1803,7 +1878,7 @@ func file_rootlink_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_rootlink_admin_v1_admin_proto_rawDescData
 }
 
-var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*PCRSelection)(nil),             // 0: rootlink.admin.v1.PCRSelection
 	(*CapturePCRPolicyRequest)(nil),  // 1: rootlink.admin.v1.CapturePCRPolicyRequest
@@ -1823,18 +1898,19 @@ var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*PCRValue)(nil),                 // 15: rootlink.admin.v1.PCRValue
 	(*NodeEvent)(nil),                // 16: rootlink.admin.v1.NodeEvent
 	(*ExportTrustRequest)(nil),       // 17: rootlink.admin.v1.ExportTrustRequest
-	(*LayoutKey)(nil),                // 18: rootlink.admin.v1.LayoutKey
-	(*ExportTrustResponse)(nil),      // 19: rootlink.admin.v1.ExportTrustResponse
-	(*JoinLineRequest)(nil),          // 20: rootlink.admin.v1.JoinLineRequest
-	(*JoinLineResponse)(nil),         // 21: rootlink.admin.v1.JoinLineResponse
-	(*ListAuthoritiesRequest)(nil),   // 22: rootlink.admin.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),  // 23: rootlink.admin.v1.ListAuthoritiesResponse
-	(*Authority)(nil),                // 24: rootlink.admin.v1.Authority
-	(*RotateAuthorityRequest)(nil),   // 25: rootlink.admin.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil),  // 26: rootlink.admin.v1.RotateAuthorityResponse
-	(*CountersRequest)(nil),          // 27: rootlink.admin.v1.CountersRequest
-	(*CountersResponse)(nil),         // 28: rootlink.admin.v1.CountersResponse
-	nil,                              // 29: rootlink.admin.v1.CountersResponse.CountersEntry
+	(*StepDemand)(nil),               // 18: rootlink.admin.v1.StepDemand
+	(*LayoutKey)(nil),                // 19: rootlink.admin.v1.LayoutKey
+	(*ExportTrustResponse)(nil),      // 20: rootlink.admin.v1.ExportTrustResponse
+	(*JoinLineRequest)(nil),          // 21: rootlink.admin.v1.JoinLineRequest
+	(*JoinLineResponse)(nil),         // 22: rootlink.admin.v1.JoinLineResponse
+	(*ListAuthoritiesRequest)(nil),   // 23: rootlink.admin.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),  // 24: rootlink.admin.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                // 25: rootlink.admin.v1.Authority
+	(*RotateAuthorityRequest)(nil),   // 26: rootlink.admin.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 27: rootlink.admin.v1.RotateAuthorityResponse
+	(*CountersRequest)(nil),          // 28: rootlink.admin.v1.CountersRequest
+	(*CountersResponse)(nil),         // 29: rootlink.admin.v1.CountersResponse
+	nil,                              // 30: rootlink.admin.v1.CountersResponse.CountersEntry
 }
 var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: rootlink.admin.v1.CapturePCRPolicyRequest.pcrs:type_name -> rootlink.admin.v1.PCRSelection
@@ -1844,36 +1920,37 @@ var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	11, // 4: rootlink.admin.v1.DiffPCRPolicyResponse.differences:type_name -> rootlink.admin.v1.PCRDifference
 	15, // 5: rootlink.admin.v1.Node.pcrs:type_name -> rootlink.admin.v1.PCRValue
 	16, // 6: rootlink.admin.v1.Node.history:type_name -> rootlink.admin.v1.NodeEvent
-	18, // 7: rootlink.admin.v1.ExportTrustRequest.layout_keys:type_name -> rootlink.admin.v1.LayoutKey
-	24, // 8: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
-	29, // 9: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
-	1,  // 10: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
-	3,  // 11: rootlink.admin.v1.Admin.PutPCRPolicy:input_type -> rootlink.admin.v1.PutPCRPolicyRequest
-	5,  // 12: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
-	8,  // 13: rootlink.admin.v1.Admin.DeletePCRPolicy:input_type -> rootlink.admin.v1.DeletePCRPolicyRequest
-	10, // 14: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
-	13, // 15: rootlink.admin.v1.Admin.GetNode:input_type -> rootlink.admin.v1.GetNodeRequest
-	17, // 16: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
-	20, // 17: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
-	22, // 18: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
-	25, // 19: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
-	27, // 20: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
-	2,  // 21: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
-	4,  // 22: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
-	6,  // 23: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
-	9,  // 24: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
-	12, // 25: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
-	14, // 26: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
-	19, // 27: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
-	21, // 28: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
-	23, // 29: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
-	26, // 30: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
-	28, // 31: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
-	21, // [21:32] is the sub-list for method output_type
-	10, // [10:21] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	19, // 7: rootlink.admin.v1.ExportTrustRequest.layout_keys:type_name -> rootlink.admin.v1.LayoutKey
+	18, // 8: rootlink.admin.v1.ExportTrustRequest.demands:type_name -> rootlink.admin.v1.StepDemand
+	25, // 9: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
+	30, // 10: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
+	1,  // 11: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
+	3,  // 12: rootlink.admin.v1.Admin.PutPCRPolicy:input_type -> rootlink.admin.v1.PutPCRPolicyRequest
+	5,  // 13: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
+	8,  // 14: rootlink.admin.v1.Admin.DeletePCRPolicy:input_type -> rootlink.admin.v1.DeletePCRPolicyRequest
+	10, // 15: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
+	13, // 16: rootlink.admin.v1.Admin.GetNode:input_type -> rootlink.admin.v1.GetNodeRequest
+	17, // 17: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
+	21, // 18: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
+	23, // 19: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
+	26, // 20: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
+	28, // 21: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
+	2,  // 22: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
+	4,  // 23: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
+	6,  // 24: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
+	9,  // 25: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
+	12, // 26: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
+	14, // 27: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
+	20, // 28: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
+	22, // 29: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
+	24, // 30: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
+	27, // 31: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
+	29, // 32: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
+	22, // [22:33] is the sub-list for method output_type
+	11, // [11:22] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_rootlink_admin_v1_admin_proto_init() }
@@ -1887,7 +1964,7 @@ func file_rootlink_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rootlink_admin_v1_admin_proto_rawDesc), len(file_rootlink_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

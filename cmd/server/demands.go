@@ -1,0 +1,40 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/link"
+	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
+)
+
+// demandFlags are the flags of trust export that demand something of what ran
+// in a step.
+func demandFlags(fs *pflag.FlagSet) func() ([]*adminv1.StepDemand, error) {
+	var lists, caches []string
+	fs.StringArrayVar(&lists, "executables", nil, "SPIFFE-ID=FILE with the only programs that may run in its steps, as `rootlink inspect --executables` prints them; repeatable")
+	fs.StringArrayVar(&caches, "caches-per-job", nil, "SPIFFE-ID whose steps must begin with empty caches; repeatable")
+	return func() (out []*adminv1.StepDemand, err error) {
+		for _, l := range lists {
+			id, file, ok := strings.Cut(l, "=")
+			if !ok {
+				return nil, cli.Usage("such as --executables spiffe://example.org/build=tools.txt", "--executables %q is not SPIFFE-ID=FILE", l)
+			}
+			b, err := cli.ReadInput(file, link.MaxTrust)
+			if err != nil {
+				return nil, err
+			}
+			hashes, err := link.ParseToolList(b)
+			if err != nil {
+				return nil, cli.Usage("`rootlink inspect BUNDLE --executables` prints such a list", "%s: %w", file, err)
+			}
+			out = append(out, &adminv1.StepDemand{SpiffeId: id, Executables: hashes})
+		}
+		for _, id := range caches {
+			out = append(out, &adminv1.StepDemand{SpiffeId: id, CachesPerJob: true})
+		}
+		return out, nil
+	}
+}
