@@ -32,7 +32,7 @@ func (v *linkVerifier) words() {
 			out.SaidBy = append(out.SaidBy, Said{"git commit", gitString(s.Git)})
 		}
 		if v.stmt != nil {
-			out.SaidBy = append(out.SaidBy, v.stmt.saidRan()...)
+			out.SaidBy = append(out.SaidBy, v.stmt.said()...)
 		}
 		if p := c.Programs; p != nil {
 			who = "the recorder " + short(p.Recorder)

@@ -184,6 +184,7 @@ func (l *LinkResult) tree(r *Result) *node {
 		facts = append(facts, "git "+Clean(gitString(s.Git)))
 	}
 	leaf.notes = append(leaf.notes, strings.Join(facts, ", "))
+	leaf.notes = append(leaf.notes, l.ranNotes()...)
 	l.Time.tree(leaf)
 	svid := leaf.add("SVID "+Clean(c.SVID.SPIFFEID)+"  key "+short(c.SVID.KeySHA256),
 		"valid "+stamp(c.SVID.NotBefore)+" to "+stamp(c.SVID.NotAfter), "issued by "+Clean(c.SVID.Authority))

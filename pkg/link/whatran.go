@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/rootlink/rootlink/pkg/attest"
 )
 
 // What a demand on the programs of a step fails with. All of it is the
@@ -18,6 +20,13 @@ var (
 	// ErrSharedCache: a cache held something before the step began, and what a
 	// cache holds goes into a build without any program running.
 	ErrSharedCache = errors.New("the cache was not the step's own")
+)
+
+// Names that the result and its text share.
+const (
+	saidRan          = "what ran"
+	checkExecutables = "requirement.executables"
+	checkCaches      = "requirement.caches"
 )
 
 // Roles of an executable. One that the recorder does not know is a child's.
@@ -180,7 +189,7 @@ func (v *linkVerifier) requiredCaches() (string, error) {
 }
 
 // saidRan is what the recorder says of the programs, for the result.
-func (s *Statement) saidRan() []Said {
+func (s *Statement) said() []Said {
 	if len(s.Byproducts.Executables) == 0 {
 		return nil
 	}
@@ -195,11 +204,26 @@ func (s *Statement) saidRan() []Said {
 		what += fmt.Sprintf(", started %d times", started)
 	}
 	if s.Byproducts.Tree {
-		return []Said{{"what ran", what + ", the whole process tree"}}
+		return []Said{{saidRan, what + ", the whole process tree"}}
 	}
 	what += ", NOT all that ran"
 	if len(s.Byproducts.TreeGaps) > 0 {
 		what += ": " + s.Byproducts.TreeGaps[0]
 	}
-	return []Said{{"what ran", what}}
+	return []Said{{saidRan, what}}
+}
+
+// ranNotes is that for people, beside the step.
+func (l *LinkResult) ranNotes() (notes []string) {
+	for _, s := range l.SaidBy {
+		if s.What == saidRan {
+			notes = append(notes, "ran "+Clean(s.Value)+", says the recorder")
+		}
+	}
+	for _, c := range l.Checks {
+		if c.Outcome == attest.Passed && (c.ID == checkExecutables || c.ID == checkCaches) {
+			notes = append(notes, Clean(c.Detail))
+		}
+	}
+	return notes
 }
