@@ -48,8 +48,9 @@ func chain(l *link.LinkResult) Chain {
 			return lines
 		}),
 		box("SVID", word, c.SVID != nil, func() []string {
-			return []string{c.SVID.SPIFFEID, "key " + hash(c.SVID.KeySHA256), at(c.SVID.NotBefore) + " to " + at(c.SVID.NotAfter), "by " + c.SVID.Authority}
+			return []string{c.SVID.SPIFFEID, "key " + hash(c.SVID.KeySHA256), fmt.Sprintf("for %s from %s", c.SVID.NotAfter.Sub(c.SVID.NotBefore), at(c.SVID.NotBefore))}
 		}),
+		moment(l),
 		box("programs", proved, c.Programs != nil, func() []string {
 			p := c.Programs
 			lines := []string{}
@@ -72,6 +73,31 @@ func chain(l *link.LinkResult) Chain {
 		}),
 	}
 	return out
+}
+
+// moment is when the link was signed, and who says so. Without anybody the
+// verifier's clock stands in, and the box says that it is missing.
+func moment(l *link.LinkResult) Box {
+	b := box("time", word, !l.Time.At.IsZero(), func() []string {
+		lines := []string{at(l.Time.At)}
+		for _, s := range l.Time.Sources {
+			line := s.Authority
+			if !s.Counted {
+				line += " (not counted: " + s.Why + ")"
+			}
+			lines = append(lines, line)
+		}
+		for _, e := range l.Time.Logs {
+			if e.Counted && e.Of == link.LoggedSignature {
+				lines = append(lines, fmt.Sprintf("entry %d of %s", e.Index, e.Log))
+			}
+		}
+		return lines
+	})
+	if b.Kind == word && !l.Time.Attested {
+		b.Kind, b.Lines = missing, append(b.Lines, "attested by nobody")
+	}
+	return b
 }
 
 func machine(l *link.LinkResult) []Box {

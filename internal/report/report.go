@@ -70,7 +70,7 @@ type Machine struct {
 	Box    []Box // AK, EK, maker
 }
 
-// Chain is the way from one link to the TPM: link, SVID, programs, quote.
+// Chain is the way from one link to the TPM: link, SVID, time, programs, quote.
 type Chain struct {
 	Name string
 	OK   bool

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/layout"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -27,6 +28,8 @@ func result(n int) *link.Result {
 		name := fmt.Sprintf("step-%d", i)
 		l := link.LinkResult{
 			Name: "out/" + name + link.BundleSuffix, Verdict: link.VerdictVerified, Tier: link.TierBootAttested,
+			Time: link.LinkTime{At: when, Attested: true, Sources: []link.TimeSource{{Authority: "CN=example.org time", Time: when, Counted: true, SameOperator: true}},
+				Logs: []link.LogEntry{{Of: link.LoggedSignature, Log: "log.example.org", Index: 4711, Counted: true}}},
 			ProvedByTPM:   []string{"whoever could use the AK committed to exactly this statement and SVID key", "that TPM's PCRs had the values shown, at reset 3, restart 0"},
 			SaidBy:        []link.Said{{What: "command", Value: "go build -trimpath -o " + name}, {What: "exit code", Value: "0"}},
 			TakenOnWordOf: []link.Word{{What: "AK and EK live in one TPM", Who: "attestation CA CN=attestation", SameOperator: true}, {What: "tool and recorder hashes", Who: "the agent on that machine"}},
@@ -97,8 +100,8 @@ func TestPageSaysWhatIsMissing(t *testing.T) {
 			gone++
 		}
 	}
-	if len(boxes) != 7 || gone != 5 {
-		t.Errorf("%d boxes, %d of them missing; want 7 and 5", len(boxes), gone)
+	if len(boxes) != 8 || gone != 5 {
+		t.Errorf("%d boxes, %d of them missing; want 8 and 5", len(boxes), gone)
 	}
 	html := pageOf(t, r, Options{})
 	for _, want := range []string{"✗ Refused", "the SVID carries no evidence", "evidence.form", "not established", "log.inclusion"} {
@@ -124,5 +127,21 @@ func TestOneTPMIsDrawnOnce(t *testing.T) {
 	m := build(r, Options{}).Machines
 	if len(m) != 2 || len(m[0].Chains) != 2 || len(m[1].Chains) != 1 {
 		t.Errorf("%d machines", len(m))
+	}
+}
+
+func TestLayoutsResultNamesStepRuleAndFile(t *testing.T) {
+	r := &layout.Result{
+		Verdict: link.VerdictRefused,
+		Failure: &layout.Failure{Class: link.ClassPolicy, Check: "rules", Step: "build", Rule: "DISALLOW *", File: "evil.go", Message: "not allowed"},
+		Steps:   []layout.StepResult{{Name: "clone", Verdict: link.VerdictVerified, Threshold: 2, SignedBy: []string{"a", "b"}}, {Name: "build", Verdict: link.VerdictRefused}},
+		Checks:  []layout.Check{{Check: attest.Check{ID: "rules", Outcome: attest.Failed, Detail: "not allowed"}, Step: "build"}},
+	}
+	res, steps := FromLayout(r, when)
+	html := pageOf(t, res, Options{Steps: steps})
+	for _, want := range []string{"step build", "DISALLOW *", "evil.go", "2 of 2: a, b", "build: rules"} {
+		if !strings.Contains(html, want) {
+			t.Errorf("the page does not say %q", want)
+		}
 	}
 }
