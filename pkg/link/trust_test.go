@@ -323,7 +323,7 @@ func TestRefusesMalformedTrustedRoot(t *testing.T) {
 	cert := good[strings.Index(good, `{"rawBytes"`) : strings.Index(good, `"}]}`)+2]
 	for name, bad := range map[string]string{
 		"unknown key at the end": strings.TrimSuffix(good, "}") + `,"x":1}`,
-		"other media type":       strings.Replace(good, "v0.1+json", "v9+json", 1),
+		"other media type":       strings.Replace(good, trustedRootMediaType, "application/vnd.dev.sigstore.trustedroot+json;version=9", 1),
 		"no authority":           `{"mediaType":"` + trustedRootMediaType01 + `"}`,
 		"two certificates":       strings.Replace(good, cert, cert+`,{"rawBytes":"`+base64.StdEncoding.EncodeToString(other.Raw)+`"}`, 1),
 		"no certificate":         strings.Replace(good, cert, "", 1),

@@ -15,8 +15,10 @@ import (
 	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
-// v0.1 is what every Sigstore client reads; v0.2 only adds log operators.
+// The first is written, for sigstore-go and so cosign read no other spelling;
+// v0.2 only adds log operators.
 const (
+	trustedRootMediaType   = "application/vnd.dev.sigstore.trustedroot+json;version=0.1"
 	trustedRootMediaType01 = "application/vnd.dev.sigstore.trustedroot.v0.1+json"
 	trustedRootMediaType02 = "application/vnd.dev.sigstore.trustedroot.v0.2+json"
 )
@@ -58,7 +60,7 @@ func (r TrustedRoot) Sigstore() (json.RawMessage, error) {
 func (r TrustedRoot) Marshal() (json.RawMessage, error) {
 	as := slices.Clone(r.Authorities)
 	slices.SortStableFunc(as, func(a, b Authority) int { return a.Start.Compare(b.Start) })
-	root := &trustrootv1.TrustedRoot{MediaType: trustedRootMediaType01}
+	root := &trustrootv1.TrustedRoot{MediaType: trustedRootMediaType}
 	if err := r.addSources(root); err != nil {
 		return nil, err
 	}
@@ -101,7 +103,7 @@ func ParseTrustedRoot(raw []byte) (r TrustedRoot, err error) {
 	if err := protojson.Unmarshal(raw, &pb); err != nil {
 		return r, malformed("trusted_root: %w", err)
 	}
-	if m := pb.GetMediaType(); m != trustedRootMediaType01 && m != trustedRootMediaType02 {
+	if m := pb.GetMediaType(); m != trustedRootMediaType && m != trustedRootMediaType01 && m != trustedRootMediaType02 {
 		return r, malformed("trusted_root media type %q", m)
 	}
 	if r.Authorities, err = readAuthorities(pb.GetCertificateAuthorities()); err != nil {
