@@ -8,6 +8,7 @@ replace github.com/rootlink/rootlink => ../
 
 require (
 	github.com/in-toto/go-witness v0.12.0
+	github.com/rogpeppe/go-internal v1.16.0
 	github.com/rootlink/rootlink v0.0.0-00010101000000-000000000000
 	github.com/sigstore/sigstore-go v1.3.0
 	k8s.io/apimachinery v0.35.6
@@ -84,7 +85,6 @@ require (
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/rcrowley/go-metrics v0.0.0-20250401214520-65e299d6c5c9 // indirect
-	github.com/rogpeppe/go-internal v1.16.0 // indirect
 	github.com/secure-systems-lab/go-securesystemslib v0.11.1 // indirect
 	github.com/segmentio/asm v1.2.1 // indirect
 	github.com/shibumi/go-pathspec v1.3.0 // indirect
