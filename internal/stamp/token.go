@@ -13,38 +13,48 @@ import (
 )
 
 // Timestamp asks one authority once for a token over the bundle's signature.
-// The answer is the DER of its TimeStampResp, which answers this request and is
-// about this signature; a time outside of the SVID's validity is refused too,
-// for a bundle with such a token could never be verified.
+// A time outside of the SVID's validity is refused, for a bundle with such a
+// token could never be verified.
 func (c *Client) Timestamp(ctx context.Context, url string, b *link.Bundle) ([]byte, error) {
-	nonce, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	raw, at, err := c.TimestampOf(ctx, url, b.Signature())
 	if err != nil {
 		return nil, err
 	}
-	query, err := timestamp.Request(b.Signature(), nonce)
+	svid := b.UnverifiedCertificate()
+	if at.Before(svid.NotBefore) || at.After(svid.NotAfter) {
+		return nil, fmt.Errorf("%w: its time %s is outside the SVID's validity, %s to %s: somebody's clock is wrong", ErrAnswer,
+			at.UTC().Format(time.RFC3339), svid.NotBefore.UTC().Format(time.RFC3339), svid.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return raw, nil
+}
+
+// TimestampOf asks one authority once for a token over data. The answer is the
+// DER of its TimeStampResp, which answers this request and is about this data,
+// and the time in it.
+func (c *Client) TimestampOf(ctx context.Context, url string, data []byte) ([]byte, time.Time, error) {
+	nonce, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
+	}
+	query, err := timestamp.Request(data, nonce)
+	if err != nil {
+		return nil, time.Time{}, err
 	}
 	raw, err := c.do(ctx, exchange{
 		method: http.MethodPost, url: url, body: query, bodyType: timestamp.QueryType,
 		acceptedType: timestamp.ReplyType, limit: timestamp.MaxToken,
 	})
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	token, err := timestamp.Parse(raw)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+		return nil, time.Time{}, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
-	if err := token.Answers(b.Signature(), nonce); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	if err := token.Answers(data, nonce); err != nil {
+		return nil, time.Time{}, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
-	svid := b.UnverifiedCertificate()
-	if t := token.UnverifiedTime(); t.Before(svid.NotBefore) || t.After(svid.NotAfter) {
-		return nil, fmt.Errorf("%w: its time %s is outside the SVID's validity, %s to %s: somebody's clock is wrong", ErrAnswer,
-			t.UTC().Format(time.RFC3339), svid.NotBefore.UTC().Format(time.RFC3339), svid.NotAfter.UTC().Format(time.RFC3339))
-	}
-	return raw, nil
+	return raw, token.UnverifiedTime(), nil
 }
 
 // signers tells the tokens of a bundle apart by who is said to have signed.
