@@ -3,6 +3,8 @@ package story
 import (
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -196,5 +198,22 @@ func cmdJSON(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec(args[0], append(args[1:len(args):len(args)], "--output", "json")...))
 	if !json.Valid([]byte(ts.ReadFile("stdout"))) {
 		ts.Fatalf("stdout of %s is not JSON", strings.Join(args, " "))
+	}
+}
+
+// post STATUS URL CONTENT-TYPE IN OUT: posts the file IN, wants that status and
+// writes the body to OUT.
+func cmdPost(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 5 {
+		ts.Fatalf("usage: post STATUS URL CONTENT-TYPE IN OUT")
+	}
+	resp, err := http.Post(args[1], args[2], strings.NewReader(ts.ReadFile(args[3])))
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[4]), body, 0o600))
+	if strconv.Itoa(resp.StatusCode) != args[0] {
+		ts.Fatalf("status %s, want %s", resp.Status, args[0])
 	}
 }

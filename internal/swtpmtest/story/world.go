@@ -113,6 +113,7 @@ func (w *World) commands() map[string]Command {
 		"own":     cmdOwn,
 		"smallfs": cmdSmallFS,
 		"public":  w.cmdPublic,
+		"post":    cmdPost,
 		"json":    cmdJSON,
 		"splice":  cmdSplice,
 		"maker":   w.cmdMaker,
