@@ -87,9 +87,9 @@ func writeIndex(t *testing.T, dir string, idx ocispec.Index) {
 	write(t, filepath.Join(dir, "index.json"), raw)
 }
 
-func resolve(t *testing.T, ref string, opts ...Option) (string, string, error) {
+func resolve(t *testing.T, ref string) (string, string, error) {
 	t.Helper()
-	return Resolve(t.Context(), ref, opts...)
+	return Resolve(t.Context(), ref)
 }
 
 func TestResolveLayout(t *testing.T) {
@@ -251,6 +251,7 @@ func TestParseRef(t *testing.T) {
 		"oci-layout:a@b/c":                {kindLayout, "a@b/c", "", ""},
 		"oci:h.example:5000/r/s:v1":       {kindRegistry, "h.example:5000/r/s", "v1", ""},
 		"oci:h.example/r:v1@" + d:         {kindRegistry, "h.example/r", "v1", d},
+		"oci+http:h:5000/r:v1":            {kindPlain, "h:5000/r", "v1", ""},
 		"dir:x":                           {kindDir, "x", "", ""},
 		"dir:" + "x@" + d:                 {kindDir, "x", "", d},
 		"oci-layout:/abs/with space@" + d: {kindLayout, "/abs/with space", "", d},

@@ -37,6 +37,7 @@ var (
 const (
 	kindLayout   = "oci-layout"
 	kindRegistry = "oci"
+	kindPlain    = "oci+http" // a registry without TLS, on the word of who typed it
 	kindDir      = "dir"
 )
 
@@ -50,13 +51,22 @@ type Ref struct {
 
 // IsRef reports whether s begins as the reference to an image does.
 func IsRef(s string) bool {
-	return strings.HasPrefix(s, kindLayout+":") || strings.HasPrefix(s, kindRegistry+":")
+	return strings.HasPrefix(s, kindLayout+":") || strings.HasPrefix(s, kindRegistry+":") || strings.HasPrefix(s, kindPlain+":")
+}
+
+// Plain turns the reference to an image in a registry into one that is reached
+// without TLS, and leaves others alone.
+func Plain(s string) string {
+	if rest, ok := strings.CutPrefix(s, kindRegistry+":"); ok {
+		return kindPlain + ":" + rest
+	}
+	return s
 }
 
 // ParseRef reads
 //
 //	oci-layout:DIR[:TAG][@sha256:…]
-//	oci:HOST[:PORT]/REPOSITORY[:TAG][@sha256:…]
+//	oci:HOST[:PORT]/REPOSITORY[:TAG][@sha256:…]    (oci+http: without TLS)
 //	dir:DIR[@sha256:…]
 //
 // The prefix keeps a file's name from being taken for an address.
@@ -81,7 +91,7 @@ func ParseRef(s string) (Ref, error) {
 	switch kind {
 	case kindLayout:
 		r.place, r.tag = cutTag(r.place)
-	case kindRegistry:
+	case kindRegistry, kindPlain:
 		r.place, r.tag = cutTag(r.place)
 		if _, err := registry.ParseReference(r.place); err != nil {
 			return bad("%w", err)
@@ -136,10 +146,20 @@ func (r Ref) String() string {
 	return s
 }
 
+// Pinned is ref with the digest that it was resolved to.
+func Pinned(ref, hexDigest string) string {
+	r, err := ParseRef(ref)
+	if err != nil {
+		return ref
+	}
+	r.tag, r.digest = "", "sha256:"+hexDigest
+	return r.String()
+}
+
 // name is what a statement calls the image: the repository, as cosign has it,
 // or the last element of the layout's directory.
 func (r Ref) name() string {
-	if r.kind == kindRegistry {
+	if r.kind == kindRegistry || r.kind == kindPlain {
 		return r.place
 	}
 	abs, err := filepath.Abs(r.place)
@@ -147,19 +167,4 @@ func (r Ref) name() string {
 		abs = r.place
 	}
 	return filepath.Base(abs)
-}
-
-// Option changes how a place is reached.
-type Option func(*options)
-
-type options struct{ plainHTTP bool }
-
-// PlainHTTP talks to registries without TLS.
-func PlainHTTP() Option { return func(o *options) { o.plainHTTP = true } }
-
-func apply(opts []Option) (o options) {
-	for _, f := range opts {
-		f(&o)
-	}
-	return o
 }

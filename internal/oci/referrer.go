@@ -104,7 +104,7 @@ func referrer(it Item, subject ocispec.Descriptor) (manifest []byte, layer ocisp
 	}
 	if kind == artifactType {
 		m.Annotations = map[string]string{annotationContent: "dsse-envelope"}
-		if p := predicateType(it.Data); p != "" {
+		if p := PredicateType(it.Data); p != "" {
 			m.Annotations[annotationPredicate] = p
 		}
 	}
@@ -172,7 +172,8 @@ func readClaim(bundle []byte) (c claim, err error) {
 	return c, json.Unmarshal(payload, &c)
 }
 
-func predicateType(bundle []byte) string {
+// PredicateType returns what a bundle claims to hold, "" when it cannot be told.
+func PredicateType(bundle []byte) string {
 	c, err := readClaim(bundle)
 	if err != nil || len(c.PredicateType) > 1024 {
 		return ""

@@ -25,7 +25,7 @@ type repository struct{ *remote.Repository }
 
 // dial makes the client; nothing is sent yet. Credentials are those of docker's
 // configuration file and its helpers.
-func dial(r Ref, o options) (*repository, error) {
+func dial(r Ref) (*repository, error) {
 	repo, err := remote.NewRepository(r.place)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRef, err)
@@ -38,7 +38,7 @@ func dial(r Ref, o options) (*repository, error) {
 	transport.ResponseHeaderTimeout = time.Minute
 	repo.Client = &auth.Client{
 		Client: &http.Client{
-			Transport: &bounded{next: transport, plainHTTP: o.plainHTTP},
+			Transport: &bounded{next: transport, plainHTTP: r.kind == kindPlain},
 			CheckRedirect: func(_ *http.Request, via []*http.Request) error {
 				if len(via) > maxRedirects {
 					return fmt.Errorf("%w: %d redirects", ErrMalformed, len(via))
@@ -50,7 +50,7 @@ func dial(r Ref, o options) (*repository, error) {
 		Cache:      auth.NewCache(),
 		Credential: credentials.Credential(store),
 	}
-	repo.PlainHTTP = o.plainHTTP
+	repo.PlainHTTP = r.kind == kindPlain
 	repo.MaxMetadataBytes = maxManifest
 	repo.SkipReferrersGC = true // deleting is what a recorder of evidence should need no right to
 	return &repository{repo}, nil

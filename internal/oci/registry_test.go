@@ -139,15 +139,15 @@ func TestResolveRegistry(t *testing.T) {
 	im := newImage(t, "hello")
 	s.push(im, "v1")
 	for _, ref := range []string{":v1", "@" + im.manifest.Digest.String(), ":v1@" + im.manifest.Digest.String()} {
-		name, d, err := resolve(t, "oci:"+host+"/team/hello"+ref, PlainHTTP())
+		name, d, err := resolve(t, "oci+http:"+host+"/team/hello"+ref)
 		if err != nil || name != host+"/team/hello" || d != im.manifest.Digest.Encoded() {
 			t.Errorf("%s: %q %q %v", ref, name, d, err)
 		}
 	}
-	if _, _, err := resolve(t, "oci:"+host+"/team/hello:v2", PlainHTTP()); !errors.Is(err, ErrNotFound) {
+	if _, _, err := resolve(t, "oci+http:"+host+"/team/hello:v2"); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
-	if _, _, err := resolve(t, "oci:"+host+"/team/hello", PlainHTTP()); !errors.Is(err, ErrRef) {
+	if _, _, err := resolve(t, "oci+http:"+host+"/team/hello"); !errors.Is(err, ErrRef) {
 		t.Errorf("neither tag nor digest: %v", err)
 	}
 }
@@ -171,12 +171,12 @@ func TestRefusesAnotherManifestForADigest(t *testing.T) {
 			}
 			return true
 		}
-		if _, d, err := resolve(t, "oci:"+host+"/team/hello@"+good.manifest.Digest.String(), PlainHTTP()); err == nil {
+		if _, d, err := resolve(t, "oci+http:"+host+"/team/hello@"+good.manifest.Digest.String()); err == nil {
 			t.Errorf("%s: resolved to %s", name, d)
 		}
 	}
 	// By tag there is no digest to ask for; what comes back is that of the bytes.
-	if _, d, err := resolve(t, "oci:"+host+"/team/hello:v1", PlainHTTP()); err == nil && d != evil.manifest.Digest.Encoded() {
+	if _, d, err := resolve(t, "oci+http:"+host+"/team/hello:v1"); err == nil && d != evil.manifest.Digest.Encoded() {
 		t.Errorf("digest %s is not that of what was served", d)
 	}
 }
@@ -192,7 +192,7 @@ func TestRefusesHugeManifest(t *testing.T) {
 		}
 		return true
 	}
-	if _, _, err := resolve(t, "oci:"+host+"/team/hello:v1", PlainHTTP()); !errors.Is(err, ErrTooLarge) {
+	if _, _, err := resolve(t, "oci+http:"+host+"/team/hello:v1"); !errors.Is(err, ErrTooLarge) {
 		t.Error(err)
 	}
 }
@@ -221,7 +221,7 @@ func TestRefusesToLeaveTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		reg, err := dial(r, options{})
+		reg, err := dial(r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +243,7 @@ func TestRefusesEndlessRedirects(t *testing.T) {
 		http.Redirect(w, r, fmt.Sprintf("/v2/team/hello/manifests/v%d", n), http.StatusTemporaryRedirect)
 		return true
 	}
-	if _, _, err := resolve(t, "oci:"+host+"/team/hello:v1", PlainHTTP()); err == nil || n > 2*maxRedirects {
+	if _, _, err := resolve(t, "oci+http:"+host+"/team/hello:v1"); err == nil || n > 2*maxRedirects {
 		t.Errorf("%d redirects, %v", n, err)
 	}
 }

@@ -23,8 +23,8 @@ func digestDescriptor(data []byte) digest.Digest { return digest.Digest(digestOf
 // it: its name, and its digest as lower-case hex of SHA-256 over the manifest.
 // In a layout every blob of the image is compared with its digest too; what a
 // registry serves is compared when it is pulled.
-func Resolve(ctx context.Context, ref string, opts ...Option) (name, digest string, err error) {
-	r, p, err := open(ref, opts)
+func Resolve(ctx context.Context, ref string) (name, digest string, err error) {
+	r, p, err := open(ref)
 	if err != nil {
 		return "", "", err
 	}
@@ -55,7 +55,7 @@ type place interface {
 	close()
 }
 
-func open(ref string, opts []Option) (Ref, place, error) {
+func open(ref string) (Ref, place, error) {
 	r, err := ParseRef(ref)
 	if err != nil {
 		return r, nil, err
@@ -64,8 +64,8 @@ func open(ref string, opts []Option) (Ref, place, error) {
 	switch r.kind {
 	case kindLayout:
 		p, err = openLayout(r.place)
-	case kindRegistry:
-		p, err = dial(r, apply(opts))
+	case kindRegistry, kindPlain:
+		p, err = dial(r)
 	default:
 		err = fmt.Errorf("%w: %s holds bundles, no image", ErrRef, r)
 	}
@@ -90,7 +90,7 @@ type Attached struct {
 
 // Attach stores items as referrers of an image, or in a directory. Items that
 // are there already are left as they are, and nothing is ever overwritten.
-func Attach(ctx context.Context, ref string, items []Item, opts ...Option) ([]Attached, error) {
+func Attach(ctx context.Context, ref string, items []Item) ([]Attached, error) {
 	for _, it := range items {
 		if _, err := it.kind(); err != nil {
 			return nil, err
@@ -101,7 +101,7 @@ func Attach(ctx context.Context, ref string, items []Item, opts ...Option) ([]At
 	} else if r.kind == kindDir {
 		return putFiles(r.place, items)
 	}
-	r, p, err := open(ref, opts)
+	r, p, err := open(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (f *Fetched) Bundles() (out []Item) {
 }
 
 // Fetch reads the bundles that are attached to an image, and what lies beside them.
-func Fetch(ctx context.Context, ref string, opts ...Option) (*Fetched, error) {
+func Fetch(ctx context.Context, ref string) (*Fetched, error) {
 	r, err := ParseRef(ref)
 	if err != nil {
 		return nil, err
@@ -154,7 +154,7 @@ func Fetch(ctx context.Context, ref string, opts ...Option) (*Fetched, error) {
 		f.Digest = strings.TrimPrefix(r.digest, "sha256:")
 		return f, f.readDir(r)
 	}
-	r, p, err := open(ref, opts)
+	r, p, err := open(ref)
 	if err != nil {
 		return nil, err
 	}

@@ -47,10 +47,10 @@ func TestAttachAndFetch(t *testing.T) {
 	items := []Item{{"build.sigstore.json", bundleOf("a", d)}, {"sbom.sigstore.json", bundleOf("b", d)}, eventLog}
 	for _, ref := range []string{
 		"oci-layout:" + layoutOf(t, im), "oci-layout:" + layoutOf(t, im) + "@" + d.String(),
-		"oci:" + host + "/team/hello:v1", "oci:" + oldHost + "/team/hello:v1", "dir:" + filepath.Join(t.TempDir(), "new"),
+		"oci+http:" + host + "/team/hello:v1", "oci+http:" + oldHost + "/team/hello:v1", "dir:" + filepath.Join(t.TempDir(), "new"),
 	} {
 		for _, again := range []bool{false, true} {
-			out, err := Attach(t.Context(), ref, items, PlainHTTP())
+			out, err := Attach(t.Context(), ref, items)
 			if err != nil || len(out) != len(items) {
 				t.Fatalf("%s: %+v %v", ref, out, err)
 			}
@@ -60,7 +60,7 @@ func TestAttachAndFetch(t *testing.T) {
 				}
 			}
 		}
-		f, err := Fetch(t.Context(), ref, PlainHTTP())
+		f, err := Fetch(t.Context(), ref)
 		if err != nil || !slices.Equal(names(f.Items), names(items)) || len(f.Bundles()) != 2 || len(f.Skipped) != 0 {
 			t.Fatalf("%s: %q %q %v", ref, names(f.Items), f.Skipped, err)
 		}
@@ -72,7 +72,7 @@ func TestAttachAndFetch(t *testing.T) {
 		}
 		// The image is what it was.
 		if !strings.HasPrefix(ref, "dir:") {
-			if _, got, err := resolve(t, ref, PlainHTTP()); err != nil || got != d.Encoded() {
+			if _, got, err := resolve(t, ref); err != nil || got != d.Encoded() {
 				t.Errorf("%s: %q %v", ref, got, err)
 			}
 		}
@@ -346,12 +346,12 @@ func TestRefusesHostileRegistry(t *testing.T) {
 			s, host := startRegistry(t)
 			im, other := newImage(t, "hello"), newImage(t, "other")
 			s.push(im, "v1")
-			ref := "oci:" + host + "/team/hello:v1"
-			if _, err := Attach(t.Context(), ref, []Item{{"a.sigstore.json", bundleOf("a", im.manifest.Digest)}}, PlainHTTP()); err != nil {
+			ref := "oci+http:" + host + "/team/hello:v1"
+			if _, err := Attach(t.Context(), ref, []Item{{"a.sigstore.json", bundleOf("a", im.manifest.Digest)}}); err != nil {
 				t.Fatal(err)
 			}
 			c.spoil(s, im, other)
-			f, err := Fetch(t.Context(), ref, PlainHTTP())
+			f, err := Fetch(t.Context(), ref)
 			if err == nil || c.want != nil && !errors.Is(err, c.want) {
 				t.Errorf("%+v %v, want %v", f, err, c.want)
 			}

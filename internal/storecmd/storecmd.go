@@ -23,6 +23,7 @@ const places = `REF is one of
   oci:HOST[:PORT]/REPOSITORY[:TAG][@sha256:…]  an image in a registry
   dir:DIR[@sha256:…]                           a directory of bundles
 
+oci+http: in place of oci: is a registry without TLS, as --plain-http says.
 Credentials for registries are those of docker's configuration file.`
 
 // AttachCommand returns `rootlink attach`.
@@ -52,7 +53,7 @@ it, go along. Storing the same twice is storing it once; nothing is overwritten.
 			}
 			ctx, stop := cli.SignalContext()
 			defer stop()
-			out, err := oci.Attach(ctx, to, items, options(plain)...)
+			out, err := oci.Attach(ctx, place(to, plain), items)
 			if err != nil {
 				return fail(err)
 			}
@@ -94,7 +95,7 @@ name is taken by another one gets a name of its own.
 			}
 			ctx, stop := cli.SignalContext()
 			defer stop()
-			f, err := oci.Fetch(ctx, args[0], options(plain)...)
+			f, err := oci.Fetch(ctx, place(args[0], plain))
 			if err != nil {
 				return fail(err)
 			}
@@ -126,11 +127,11 @@ func plainFlag(cmd *cobra.Command, plain *bool) {
 	cmd.Flags().BoolVar(plain, "plain-http", false, "talk to the registry without TLS")
 }
 
-func options(plain bool) []oci.Option {
+func place(ref string, plain bool) string {
 	if plain {
-		return []oci.Option{oci.PlainHTTP()}
+		return oci.Plain(ref)
 	}
-	return nil
+	return ref
 }
 
 // readItems reads bundles, and what lies beside them that they name.
@@ -193,7 +194,7 @@ func fail(err error) error {
 	case errors.Is(err, oci.ErrDigest), errors.Is(err, oci.ErrForeignReferrer):
 		return cli.Fail(cli.ExitCrypto, err, "somebody exchanged it, or it was damaged: get it again from where it was made")
 	case errors.Is(err, oci.ErrPlainHTTP):
-		return cli.Hint(err, "if that registry is meant to have no TLS, say --plain-http")
+		return cli.Hint(err, "if that registry is meant to have no TLS, say --plain-http or oci+http:")
 	case errors.Is(err, oci.ErrNotFound):
 		return cli.Hint(err, "check the reference for a typing error, and that the image is there")
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/oci"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -50,7 +51,7 @@ func readInputs(in *link.Input, args []string) error {
 	for _, name := range args {
 		var raw []byte
 		var err error
-		if hasSuffix(name) || !suffixed {
+		if (hasSuffix(name) || !suffixed) && !oci.IsRef(name) {
 			if raw, err = readBundle(name); err != nil {
 				return err
 			}
@@ -152,8 +153,12 @@ func findEventLog(bundle string, raw []byte) ([]byte, error) {
 	return log, err
 }
 
-// digestArtifact takes the digest of a file, or the dirHash of a directory.
+// digestArtifact takes the digest of a file, the dirHash of a directory, or the
+// digest of an image.
 func digestArtifact(name string) (link.Artifact, error) {
+	if oci.IsRef(name) {
+		return digestImage(name)
+	}
 	a := link.Artifact{Name: name, Digest: map[string]string{}}
 	st, err := os.Stat(name)
 	if err != nil {

@@ -19,7 +19,9 @@ import (
 type verifyOptions struct {
 	trust, state, identity, layout string
 	revocations                    []string
-	notBefore, predicate           string
+	notBefore, at, predicate       string
+	from                           []string
+	plainHTTP                      bool
 	report                         string
 	vsa                            vsaOptions
 	verbose                        bool
@@ -37,9 +39,10 @@ func verifyCommand(clock func() time.Time) *cobra.Command {
 network are needed: trust.json says whom to believe.
 
 Every BUNDLE must verify, and every ARTIFACT (a file, or a directory recorded as
-one dirHash) must be a product of one of them. Arguments that end in
-` + link.BundleSuffix + ` are bundles. When none does, the one that is a Sigstore bundle
-by its mediaType is.
+one dirHash) must be a product of one of them. An ARTIFACT may also be an image,
+as oci-layout:DIR[@sha256:…] or oci:HOST/REPOSITORY[:TAG][@sha256:…]. Arguments
+that end in ` + link.BundleSuffix + ` are bundles. When none does, the one that is a
+Sigstore bundle by its mediaType is.
 
 PATTERN is a SPIFFE ID. In it * stands for any characters within one path
 segment, and ** as the last segment for one or more whole segments.
@@ -59,6 +62,9 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
+	f.StringVar(&o.at, "at", "", "judge as if it were this `TIME` (RFC 3339); the result says so, and nothing is remembered of it")
+	f.StringArrayVar(&o.from, "from", nil, "`REF` of an image whose bundles, stored by `rootlink attach`, and whose digest are judged too (repeatable)")
+	f.BoolVar(&o.plainHTTP, "plain-http", false, "talk to registries without TLS")
 	f.StringVar(&o.report, "report", "", "also write the result as one self-contained HTML page to this `FILE`")
 	o.vsa.register(f)
 	f.BoolVar(&o.verbose, "verbose", false, "list every check, also those that passed")
@@ -73,7 +79,7 @@ func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
 		return notBefore, cli.Usage("name the signer with --identity instead", "--layout is not supported yet")
 	case o.identity == "":
 		return notBefore, cli.Usage("--identity 'spiffe://…' says who must have signed", "neither --identity nor --layout: any enrolled signer would do")
-	case len(args) == 0:
+	case len(args)+len(o.from) == 0:
 		return notBefore, cli.Usage("name the "+link.BundleSuffix+" file that `rootlink run` wrote", "no bundle to verify")
 	}
 	if err := o.vsa.check(); err != nil {
@@ -95,17 +101,28 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 	if err != nil {
 		return err
 	}
+	now, present, err := o.asIf(now)
+	if err != nil {
+		return err
+	}
+	wantType, err := link.ResolvePredicateType(o.predicate)
+	if err != nil {
+		return cli.Usage("a short name, or the predicate type's whole URI", "--type: %w", err)
+	}
+	placed, args, err := o.fetch(cmd.Context(), wantType, args)
+	defer placed.remove()
+	if err != nil {
+		return err
+	}
 	trust, doc, err := readTrust(o.trust, o.revocations)
 	if err != nil {
 		return err
 	}
-	in := link.Input{Identity: o.identity, NotBefore: notBefore}
-	if in.Type, err = link.ResolvePredicateType(o.predicate); err != nil {
-		return cli.Usage("a short name, or the predicate type's whole URI", "--type: %w", err)
-	}
+	in := link.Input{Identity: o.identity, NotBefore: notBefore, Type: wantType, Clock: present}
 	if err := readInputs(&in, args); err != nil {
 		return err
 	}
+	placed.rename(in.Links)
 	state, err := openState(o.state, trust)
 	if err != nil {
 		return err
@@ -114,8 +131,9 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 	in.LeastSerial = state.least
 	res, verdict := link.Verify(in, trust, now)
 	// Remembered only once trust.json itself was found good: a file that is
-	// expired or rolled back must not lock out the right one.
-	if trust.CheckSerial(state.least) == nil && now.Before(trust.Expires()) {
+	// expired or rolled back must not lock out the right one. Nor is anything
+	// remembered of a time that was only asked for.
+	if trust.CheckSerial(state.least) == nil && now.Before(trust.Expires()) && present.IsZero() {
 		if err := state.remember(trust.Serial()); err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func (v *verifier) verifyLinks() {
 
 func (v *verifier) verifyLink(in link.LinkInput) (string, error) {
 	about := func(err error) error { return &detail{link: in.Name, err: fmt.Errorf("%s: %w", in.Name, err)} }
-	query := link.Input{Links: []link.LinkInput{in}, LeastSerial: v.in.LeastSerial, NotBefore: v.in.NotBefore}
+	query := link.Input{Links: []link.LinkInput{in}, LeastSerial: v.in.LeastSerial, NotBefore: v.in.NotBefore, Clock: v.in.Clock}
 	// What the link claims chooses only what it is compared with.
 	var step *Step
 	if b, err := link.ParseBundle(in.Bundle); err == nil {

@@ -28,6 +28,9 @@ type Input struct {
 	Seen map[string]Seen
 	// NotBefore, when set, refuses links whose nonce is older.
 	NotBefore time.Time
+	// Clock is the present when Verify is to judge as if it were another time,
+	// which is its now. Zero: now is the present.
+	Clock time.Time
 	// Inspect runs an inspection in a place of its own that holds the
 	// artifacts. nil: none is run, and a layout that has one is refused unless
 	// SkipInspections says that this is known.
@@ -55,14 +58,16 @@ type Inspected struct {
 
 // Result is what Verify found, complete also when it refused.
 type Result struct {
-	SchemaVersion int               `json:"schema_version"`
-	Verdict       string            `json:"verdict"`
-	Failure       *Failure          `json:"failure,omitempty"` // the first one
-	Layouts       []Info            `json:"layouts"`           // the one that was asked for, then sublayouts
-	Trust         link.TrustInfo    `json:"trust"`
-	Steps         []StepResult      `json:"steps"`
-	Links         []link.LinkResult `json:"links"`
-	Artifacts     []ArtifactResult  `json:"artifacts"`
+	SchemaVersion int            `json:"schema_version"`
+	Verdict       string         `json:"verdict"`
+	Failure       *Failure       `json:"failure,omitempty"` // the first one
+	Layouts       []Info         `json:"layouts"`           // the one that was asked for, then sublayouts
+	Trust         link.TrustInfo `json:"trust"`
+	// AsIf is set when the whole was judged as if it were that time.
+	AsIf      time.Time         `json:"as_if,omitzero"`
+	Steps     []StepResult      `json:"steps"`
+	Links     []link.LinkResult `json:"links"`
+	Artifacts []ArtifactResult  `json:"artifacts"`
 	// Checks concern the whole and the steps. A link's own are in it.
 	Checks []Check `json:"checks"`
 }

@@ -33,6 +33,9 @@ func Verify(in Input, trust *link.Trust, now time.Time) (*Result, error) {
 			Trust: link.TrustInfo{TrustDomain: trust.TrustDomain(), Serial: trust.Serial(), Expires: trust.Expires()},
 		},
 	}
+	if !in.Clock.IsZero() {
+		v.res.AsIf = now.UTC()
+	}
 	v.check("trust.window", "verify.md, trust.json", "", link.ErrPolicy, func() (string, error) { return "", trust.CheckWindow(now) })
 	v.check("trust.serial", "verify.md, trust.json", "", link.ErrPolicy, func() (string, error) {
 		return fmt.Sprintf("serial %d, at least %d", trust.Serial(), in.LeastSerial), trust.CheckSerial(in.LeastSerial)

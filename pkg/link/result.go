@@ -38,6 +38,9 @@ type Input struct {
 	// NotBefore, when set, refuses links whose nonce is older: a genuine link
 	// of an earlier run, replayed.
 	NotBefore time.Time
+	// Clock is the present when Verify is to judge as if it were another time,
+	// which is its now. Zero: now is the present.
+	Clock time.Time
 	// ExitCode is how the steps must have ended: 0 unless a layout expects
 	// another.
 	ExitCode int
@@ -63,14 +66,17 @@ type Artifact struct {
 
 // Result is what Verify found, complete also when it refused.
 type Result struct {
-	SchemaVersion int              `json:"schema_version"`
-	Verdict       string           `json:"verdict"`
-	Failure       *Failure         `json:"failure,omitempty"` // the first one
-	Identity      string           `json:"identity"`          // the pattern asked for
-	Trust         TrustInfo        `json:"trust"`
-	Time          TimeInfo         `json:"time"`
-	Links         []LinkResult     `json:"links"`
-	Artifacts     []ArtifactResult `json:"artifacts"`
+	SchemaVersion int       `json:"schema_version"`
+	Verdict       string    `json:"verdict"`
+	Failure       *Failure  `json:"failure,omitempty"` // the first one
+	Identity      string    `json:"identity"`          // the pattern asked for
+	Trust         TrustInfo `json:"trust"`
+	Time          TimeInfo  `json:"time"`
+	// AsIf is set when the whole was judged as if it were that time: what it
+	// says holds for then, and says nothing of now.
+	AsIf      time.Time        `json:"as_if,omitzero"`
+	Links     []LinkResult     `json:"links"`
+	Artifacts []ArtifactResult `json:"artifacts"`
 	// Checkpoints are the largest tree seen of each known log: give them to the
 	// next verification as Seen.
 	Checkpoints []SeenCheckpoint `json:"checkpoints"`

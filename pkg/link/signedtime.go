@@ -184,6 +184,12 @@ func (v *linkVerifier) timeKnown() (string, error) {
 // among others: a set that disagrees is refused whole.
 func (v *linkVerifier) timeAgreement() (string, error) {
 	if len(v.times) == 0 {
+		// Whoever has the key of an SVID that has expired can still sign. Asked
+		// for a time in the past, nobody but an authority can say that the
+		// signature existed then.
+		if v.now.Before(v.clock) {
+			return "", fmt.Errorf("no time is attested, so nothing says that it existed at %s: %w", stamp(v.now), ErrNoTime)
+		}
 		return "no time is attested: judged at the verifier's own clock", errSkip
 	}
 	first, last := slices.MinFunc(v.times, time.Time.Compare), slices.MaxFunc(v.times, time.Time.Compare)

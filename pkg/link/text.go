@@ -55,6 +55,9 @@ func (r *Result) text(verbose bool) string {
 		}
 	}
 	fmt.Fprintf(&b, "\nJudged at %s (%s), with trust.json of %s, serial %d.\n", stamp(r.Time.At), r.Time.Source, Clean(r.Trust.TrustDomain), r.Trust.Serial)
+	if !r.AsIf.IsZero() {
+		fmt.Fprintf(&b, "AS IF IT WERE %s, as was asked: this says nothing of the present.\n", stamp(r.AsIf))
+	}
 	if len(r.Artifacts) == 0 && verified {
 		b.WriteString("No artifact was given: nothing was compared with the link's products.\n")
 	}

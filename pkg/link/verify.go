@@ -38,6 +38,10 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		Artifacts:     []ArtifactResult{},
 		Checks:        []attest.Check{},
 	}
+	if !in.Clock.IsZero() {
+		res.AsIf = now.UTC()
+		res.Time.Source = "asked for, not the present: no time is attested"
+	}
 	var first failure
 	ok := run(&res.Checks, nil, &first, []check{
 		{"trust.window", "verify.md, trust.json", ErrPolicy, func() (string, error) { return checkTrustWindow(trust, now) }},
@@ -49,7 +53,7 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 	seen := newCheckpoints(in.Seen)
 	for _, l := range in.Links {
 		v := &linkVerifier{
-			in: l, trust: trust, now: now, at: now, seen: seen, authorities: map[string]bool{},
+			in: l, trust: trust, now: now, at: now, clock: in.Clock, seen: seen, authorities: map[string]bool{},
 			time:     LinkTime{At: now.UTC(), Needed: trust.file.Time.AuthoritiesNeeded, Sources: []TimeSource{}, Logs: []LogEntry{}},
 			identity: in.Identity, notBefore: in.NotBefore, exitCode: in.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
 			out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},

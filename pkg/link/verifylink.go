@@ -23,7 +23,8 @@ import (
 type linkVerifier struct {
 	in        LinkInput
 	trust     *Trust
-	now       time.Time // of the verifier's clock
+	now       time.Time // of the verifier's clock, or asked for
+	clock     time.Time // the present when now was asked for, else zero
 	at        time.Time // T: now, until timeAgreement found a better one
 	first     time.Time // the earliest attested time
 	seen      checkpoints
