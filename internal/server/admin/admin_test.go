@@ -20,6 +20,7 @@ import (
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/svid"
+	"github.com/rootlink/rootlink/pkg/timestamp"
 )
 
 var epoch = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -31,6 +32,7 @@ type fixture struct {
 	st          *store.Store
 	authorities []server.AuthorityInfo
 	attestCA    *x509.Certificate
+	timestamps  []timestamp.Authority
 	roots       attest.EKRoots
 	clock       time.Time
 }
@@ -39,6 +41,8 @@ func (f *fixture) TrustDomain() string                          { return "exampl
 func (f *fixture) Store() *store.Store                          { return f.st }
 func (f *fixture) Authorities() ([]server.AuthorityInfo, error) { return f.authorities, nil }
 func (f *fixture) AttestationCAs() []*x509.Certificate          { return []*x509.Certificate{f.attestCA} }
+
+func (f *fixture) TimestampAuthorities() []timestamp.Authority { return f.timestamps }
 
 func (f *fixture) JoinLine() string { return "rootlink-join:v1:example.org:00" }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/timestamp"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
@@ -32,6 +33,7 @@ type Backend interface {
 	Authorities() ([]server.AuthorityInfo, error)
 	RotateAuthority(ctx context.Context) (*x509.Certificate, error)
 	AttestationCAs() []*x509.Certificate
+	TimestampAuthorities() []timestamp.Authority
 	JoinLine() string
 	Counters() map[string]uint64
 }

@@ -120,7 +120,7 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 }
 
 // trustedRoot lists the SVID authorities with the windows in which a signature
-// by one of their SVIDs counts.
+// by one of their SVIDs counts, and the server's own sources of time.
 func (s *Service) trustedRoot() (json.RawMessage, error) {
 	list, err := s.b.Authorities()
 	if err != nil {
@@ -148,7 +148,7 @@ func (s *Service) trustedRoot() (json.RawMessage, error) {
 	if len(out) == 0 {
 		return nil, fmt.Errorf("%w: no X.509 authority", errNothing)
 	}
-	return link.MarshalTrustedRoot(out)
+	return link.TrustedRoot{Authorities: out, Timestamps: s.b.TimestampAuthorities()}.Marshal()
 }
 
 // addEKs says which TPMs are genuine, which of them are ours, and which were

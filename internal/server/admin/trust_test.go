@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/rootlink/rootlink/internal/server"
+	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -153,6 +154,25 @@ func TestAuthorityWindows(t *testing.T) {
 	}
 	if !as[2].Start.Equal(epoch.Add(-svid.Backdate)) || !as[2].End.IsZero() {
 		t.Errorf("the next authority counts from %s to %s", as[2].Start, as[2].End)
+	}
+}
+
+// What the server's timestamp authority says must count with every verifier
+// that the export reaches, Sigstore's among them.
+func TestExportNamesTheTimestampAuthority(t *testing.T) {
+	f := newFixture(t)
+	a, err := tsa.Open(tsa.Config{Dir: t.TempDir(), Name: "example.org", Now: func() time.Time { return f.clock }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.timestamps = a.Authorities()
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	root, err := link.ParseTrustedRoot(trust.File().TrustedRoot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(root.Timestamps) != len(f.timestamps) || !root.Timestamps[0].Chain[0].Equal(f.timestamps[0].Chain[0]) {
+		t.Errorf("%d timestamp authorities", len(root.Timestamps))
 	}
 }
 
