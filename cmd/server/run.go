@@ -18,6 +18,7 @@ import (
 	"github.com/rootlink/rootlink/internal/config"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/server/admin"
+	"github.com/rootlink/rootlink/internal/tlog"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -26,6 +27,7 @@ import (
 type runFlags struct {
 	config, logLevel                                string
 	trustDomain, listen, httpListen, httpURL        string
+	log, logOrigin, witnessPolicy                   string
 	ekRoots                                         []string
 	ekAllow, ekDeny                                 string
 	attestationCACert, attestationCAKey             string
@@ -52,6 +54,9 @@ func runCommand(at *location) *cobra.Command {
 	fs.StringVar(&f.listen, "listen", server.DefaultListen, "TCP address for agents; port 0 picks one")
 	fs.StringVar(&f.httpListen, "http-listen", server.DefaultHTTPListen, `TCP address of the HTTP port, where timestamps are made; port 0 picks one, "off" opens none`)
 	fs.StringVar(&f.httpURL, "http-url", "", "base URL of the HTTP port that agents are told (default http:// and its address)")
+	fs.StringVar(&f.log, "log", "on", "on or off: keep a transparency log of what is signed and certified")
+	fs.StringVar(&f.logOrigin, "log-origin", "", "name of a new transparency log (default log. and the trust domain)")
+	fs.StringVar(&f.witnessPolicy, "witness-policy", "", "file that names the log's witnesses, whose cosignatures each checkpoint then needs")
 	fs.StringArrayVar(&f.ekRoots, "ek-roots", nil, "PEM file, or directory of them, with TPM makers' certificates; repeatable")
 	fs.StringVar(&f.ekAllow, "ek-allow", "", "file of EK hashes that need no maker's certificate")
 	fs.StringVar(&f.ekDeny, "ek-deny", "", "file of EK hashes that are refused")
@@ -138,6 +143,9 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 	} else if f.httpURL != "" {
 		return cfg, cli.Usage("", "--http-url without an HTTP port: --http-listen is off")
 	}
+	if err := f.logConfig(&cfg); err != nil {
+		return cfg, err
+	}
 	if err := cli.CheckSocketPath(cfg.AdminSocket); err != nil {
 		return cfg, cli.Hint(err, "name a shorter path with --admin-socket")
 	}
@@ -165,6 +173,25 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 	}
 	cfg.AdminServices = append(cfg.AdminServices, registerAdmin)
 	return cfg, nil
+}
+
+func (f *runFlags) logConfig(cfg *server.Config) (err error) {
+	switch f.log {
+	case "on":
+	case "off":
+		if f.logOrigin != "" || f.witnessPolicy != "" {
+			return cli.Usage("", "--log-origin and --witness-policy are about a log, and --log is off")
+		}
+		cfg.NoTransparencyLog = true
+	default:
+		return cli.Usage("on or off", "--log %q", f.log)
+	}
+	cfg.LogOrigin = f.logOrigin
+	if f.witnessPolicy != "" {
+		const most = 64 << 10 // bytes
+		cfg.WitnessPolicy, err = cli.ReadInput(f.witnessPolicy, most)
+	}
+	return err
 }
 
 func registerAdmin(r grpc.ServiceRegistrar, s *server.Server) {
@@ -197,6 +224,10 @@ func explainStart(err error, cfg server.Config) error {
 		if plugin.Code == codes.InvalidArgument {
 			code = cli.ExitUsage
 		}
+	case errors.Is(err, tlog.ErrOrigin):
+		code, hint = cli.ExitUsage, "leave --log-origin out: a log keeps the name that it was made with"
+	case errors.Is(err, tlog.ErrLost):
+		hint = "restore log/, log.key and log-index.db from one backup; `" + program + " log check` says what is missing. To begin anew, move all three away: verifiers then need a new trust.json"
 	case errors.Is(err, server.ErrShared):
 		hint = "chmod go-w it, or name a directory of the server's own with --data-dir or --admin-socket"
 	case errors.Is(err, server.ErrNotSocket):

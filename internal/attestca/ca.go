@@ -12,6 +12,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 const (
@@ -210,4 +212,20 @@ func (c *CA) reread(cert *x509.Certificate, s attest.AKStatement) error {
 		return errors.New("it says something else than it was made to say")
 	}
 	return nil
+}
+
+// LogEntry returns the body under which the CA's own certificate, or one that
+// it issued, goes into a transparency log. The CA signs no other.
+func (c *CA) LogEntry(cert *x509.Certificate) ([]byte, error) {
+	if !cert.Equal(c.cert) {
+		if err := cert.CheckSignatureFrom(c.cert); err != nil {
+			return nil, fmt.Errorf("log entry: not by this CA: %w", err)
+		}
+	}
+	digest := sha256.Sum256(cert.Raw)
+	sig, err := c.key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("log entry: %w", err)
+	}
+	return tlog.CertificateBody(cert, sig, c.cert)
 }

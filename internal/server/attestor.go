@@ -31,6 +31,7 @@ func (s *Server) loadAttestor(ctx context.Context) error {
 			}
 			return banned, err
 		},
+		OnCertificate: s.logAKCertificate,
 		OnAttested: func(ctx context.Context, a *nodeserver.Attested) error {
 			if !s.running.with(ctx, func(at *attestation) { at.proved = a }) {
 				return errors.New("no such attestation")

@@ -42,6 +42,10 @@ type authorities struct {
 	now      func() time.Time
 	log      *slog.Logger
 
+	// logged puts an authority's certificate into the transparency log; nil
+	// without one.
+	logged func(ctx context.Context, cert *x509.Certificate, key *ecdsa.PrivateKey) error
+
 	changing sync.Mutex // held by whoever changes authorities
 	set      atomic.Pointer[authoritySet]
 	own      atomic.Pointer[tls.Certificate] // Leaf is set
@@ -69,6 +73,9 @@ func (a *authoritySet) valid(now time.Time) []*x509.Certificate {
 // openAuthorities loads the authorities and makes the first when there is none.
 func openAuthorities(ctx context.Context, a *authorities) error {
 	if err := a.reload(); err != nil {
+		return err
+	}
+	if err := a.logExisting(ctx); err != nil {
 		return err
 	}
 	_, err := a.maintain(ctx)
@@ -148,6 +155,13 @@ func (a *authorities) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// In public before anybody can trust it: an authority that a thief of this
+	// directory makes shows, or verifies nowhere that the log is demanded.
+	if a.logged != nil {
+		if err := a.logged(ctx, cert, key); err != nil {
+			return err
+		}
+	}
 	if err := a.store.AddAuthority(ctx, store.Authority{
 		ID: svid.AuthorityID(cert), Certificate: cert.Raw, KeyFile: name, PreparedAt: now,
 	}); err != nil {
@@ -155,6 +169,34 @@ func (a *authorities) prepare(ctx context.Context) error {
 	}
 	a.log.Info("X.509 authority prepared", "authority", svid.AuthorityID(cert), "not_after", cert.NotAfter)
 	return a.reload()
+}
+
+// logExisting logs those authorities that were made before there was a log. One
+// whose key is gone cannot be: only its own signature would make an entry of it.
+func (a *authorities) logExisting(ctx context.Context) error {
+	if a.logged == nil {
+		return nil
+	}
+	rows, err := a.store.Authorities()
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		cert, err := x509.ParseCertificate(row.Certificate)
+		if err != nil {
+			return fmt.Errorf("X.509 authority %s: %w", row.ID, err)
+		}
+		key, err := a.dir.readKey(row.KeyFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			key = nil
+		} else if err != nil {
+			return fmt.Errorf("X.509 authority %s: %w", row.ID, err)
+		}
+		if err := a.logged(ctx, cert, key); err != nil {
+			return fmt.Errorf("X.509 authority %s: %w", row.ID, err)
+		}
+	}
+	return nil
 }
 
 func (a *authorities) activate(ctx context.Context, cert *x509.Certificate) error {

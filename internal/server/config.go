@@ -34,6 +34,13 @@ type Config struct {
 	AttestationCACert string // PEM files that an operator shares among servers;
 	AttestationCAKey  string // by default both are made in DataDir
 
+	// The transparency log. LogOrigin names a new one, by default log. and the
+	// trust domain; an existing one keeps its name. WitnessPolicy, in tessera's
+	// form, names witnesses without whom no checkpoint is published.
+	NoTransparencyLog bool
+	LogOrigin         string
+	WitnessPolicy     []byte
+
 	// EvidencePatterns are SPIFFE ID patterns (see link.MatchPattern) whose
 	// Workload API SVIDs need leaf evidence.
 	EvidencePatterns []string

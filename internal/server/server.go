@@ -57,6 +57,7 @@ type Server struct {
 	tsa           *tsa.Authority // nil when none is kept
 	// logHandler serves the transparency log; nil without one. Set before Run.
 	logHandler http.Handler
+	certLog    *certLog // nil without one
 
 	// The node attestor; nil when nothing makes an EK genuine.
 	nodeserver *nodeserver.Plugin
@@ -111,10 +112,19 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		td: s.cfg.td, store: s.store, dir: s.dir, lifetime: s.cfg.AuthorityTTL, ttl: s.cfg.X509TTL,
 		now: s.cfg.Now, log: s.cfg.Log,
 	}
+	if err = s.openLog(ctx); err != nil {
+		return nil, err
+	}
+	if s.certLog != nil {
+		s.authorities.logged = s.certLog.logAuthority
+	}
 	if err = openAuthorities(ctx, s.authorities); err != nil {
 		return nil, err
 	}
 	if s.attestationCA, err = s.openAttestationCA(); err != nil {
+		return nil, err
+	}
+	if err = s.logAttestationCA(ctx); err != nil {
 		return nil, err
 	}
 	if err = s.openTSA(); err != nil {
@@ -271,6 +281,9 @@ func (s *Server) Close() error {
 		}
 		if s.plugin != nil {
 			closed(s.plugin.Close())
+		}
+		if s.certLog != nil {
+			closed(s.certLog.close())
 		}
 		if s.store != nil {
 			closed(s.store.Close())

@@ -90,7 +90,21 @@ CREATE TABLE tpm_pins (
 	pinned_at   INTEGER NOT NULL
 ) WITHOUT ROWID;
 `,
+	`
+-- What the transparency log must hold. body: the log entry, until it is published.
+CREATE TABLE certificates (
+	digest    BLOB PRIMARY KEY,
+	kind      TEXT NOT NULL,
+	subject   TEXT NOT NULL,
+	issued_at INTEGER NOT NULL,
+	body      BLOB
+) WITHOUT ROWID;
+CREATE INDEX certificates_not_published ON certificates (digest) WHERE body IS NOT NULL;
+`,
 }
+
+// certificatesVersion is the schema that has the table certificates.
+const certificatesVersion = 2
 
 func (s *Store) migrate(ctx context.Context) error {
 	if _, err := s.db.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS migrations (

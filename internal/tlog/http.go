@@ -41,7 +41,7 @@ type HandlerConfig struct {
 	Now    func() time.Time // of the rate limits; default time.Now
 }
 
-// Handler serves the log under /log/: C2SP tiles to read, Rekor v2's request to
+// Handler serves the log below its URL: C2SP tiles to read, Rekor v2's request to
 // write, and the proof of a certificate by the SHA-256 of its DER.
 func (l *Log) Handler(c HandlerConfig) http.Handler {
 	if c.Now == nil {
@@ -49,10 +49,10 @@ func (l *Log) Handler(c HandlerConfig) http.Handler {
 	}
 	h := &handler{l: l, c: c, writers: make(chan struct{}, maxWriters), limits: map[string]*rate.Limiter{}}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /log/checkpoint", h.checkpoint)
-	mux.HandleFunc("GET /log/tile/{path...}", h.tile)
-	mux.HandleFunc("GET /log/proof/{digest}", h.proof)
-	mux.HandleFunc("POST /log/api/v2/log/entries", h.write)
+	mux.HandleFunc("GET /checkpoint", h.checkpoint)
+	mux.HandleFunc("GET /tile/{path...}", h.tile)
+	mux.HandleFunc("GET /proof/{digest}", h.proof)
+	mux.HandleFunc("POST /api/v2/log/entries", h.write)
 	return mux
 }
 

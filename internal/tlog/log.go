@@ -76,7 +76,7 @@ type Config struct {
 	// WitnessPolicy, unless nil, names the witnesses whose cosignatures every
 	// checkpoint needs before it is published, in tessera's form of a policy.
 	WitnessPolicy []byte
-	URL, Operator string // for those who verify
+	Operator      string // for those who verify
 	Log           *slog.Logger
 }
 
@@ -142,7 +142,8 @@ func Open(ctx context.Context, c Config) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.info.URL, l.info.Operator, l.info.Key = c.URL, c.Operator, key
+	// Sigstore's verifiers take a log's origin from the host of its URL.
+	l.info.URL, l.info.Operator = "https://"+l.info.Origin, c.Operator
 	l.info.ID = pub.LogID(l.info.Origin, key)
 
 	opts := tessera.NewAppendOptions().WithCheckpointSigner(signer).WithBatching(batchSize, batchAge).

@@ -63,6 +63,9 @@ type Options struct {
 	// error refuses the attestation for now. Default: nobody is, and SPIRE
 	// itself refuses a banned agent.
 	Banned func(ctx context.Context, agentID string) (bool, error)
+	// OnCertificate is called with each AK certificate before the agent gets
+	// it. An error refuses the attestation for now.
+	OnCertificate func(ctx context.Context, agentID string, cert *x509.Certificate) error
 	// OnAttested is called with all that was proved, before the agent is
 	// told. An error refuses the attestation for now.
 	OnAttested func(ctx context.Context, a *Attested) error

@@ -377,6 +377,11 @@ func (s *session) certify() error {
 	if err != nil {
 		return caRefusal(err)
 	}
+	if s.p.opts.OnCertificate != nil {
+		if err := s.p.opts.OnCertificate(s.ctx, s.agentID, s.out.AKCert); err != nil {
+			return unavailable("certificate", "server cannot record AK certificates now", err)
+		}
+	}
 	m, err := s.ask("the AK certificate", &tpmv1.ServerMessage{Step: &tpmv1.ServerMessage_AkCertificate{AkCertificate: &tpmv1.AKCertificate{
 		Certificate: s.out.AKCert.Raw, CaChain: s.settings.ca.ChainDER(),
 	}}}, wire.MaxProof)
