@@ -38,9 +38,9 @@ func toEntryJSON(e *types.Entry) entryJSON {
 }
 
 // list makes an absent list an empty one, so that its JSON is never null.
-func list(in []string) []string {
+func list[T any](in []T) []T {
 	if in == nil {
-		return []string{}
+		return []T{}
 	}
 	return in
 }

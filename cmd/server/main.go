@@ -42,6 +42,7 @@ func newRoot() *cobra.Command {
 		pcrPolicyCommand(&at),
 		authorityCommand(&at),
 		countersCommand(&at),
+		logCommand(&at),
 	)
 	return root
 }
