@@ -61,7 +61,7 @@ func (s *logSource) open(at *location) (src tlog.Source, l pub.Log, err error) {
 }
 
 func parseLogKey(vkey string) (pub.Log, error) {
-	const hint = "it looks like log.example.org+1a2b3c4d+AQ…; `log key` prints it"
+	const hint = "it looks like log.example.org+1a2b3c4d+A…; `log key` prints it"
 	origin, rest, _ := strings.Cut(vkey, "+")
 	_, b64, _ := strings.Cut(rest, "+")
 	raw, err := base64.StdEncoding.DecodeString(b64)
