@@ -43,6 +43,9 @@ func newRoot() *cobra.Command {
 	}
 	root.AddCommand(
 		runCommand(),
+		signCommand(),
+		provenanceCommand(),
+		predicateCommand(),
 		stampCommand(),
 		whoamiCommand(),
 		verifycmd.VerifyCommand(),

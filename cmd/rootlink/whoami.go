@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"text/tabwriter"
 
@@ -17,6 +16,7 @@ import (
 
 func whoamiCommand() *cobra.Command {
 	var socket string
+	var sign bool
 	cmd := &cobra.Command{
 		Use:   "whoami [-- COMMAND [ARG...]]",
 		Short: "Say which identity this program, or a command, would be given and why",
@@ -24,12 +24,15 @@ func whoamiCommand() *cobra.Command {
 print the command that registers it.
 
 A COMMAND is started as run would start it and killed before its first
-instruction: it never runs.`,
+instruction: it never runs. --sign explains rootlink sign in the same way.`,
 		Example:     `  rootlink whoami -- go build`,
 		Args:        cobra.ArbitraryArgs,
 		Annotations: map[string]string{needsGroup: "true"},
 		RunE: func(c *cobra.Command, args []string) error {
-			resp, err := recorder.Whoami(socket, args, os.Stderr)
+			if sign && len(args) > 0 {
+				return cli.Usage("with a command, rootlink sign measures it as run does", "both --sign and a command")
+			}
+			resp, err := recorder.Whoami(socket, args, sign)
 			if cli.ExitCode(err) == cli.ExitRun { // that code is run's
 				return cli.Fail(cli.ExitInternal, err, cli.HintOf(err))
 			}
@@ -42,6 +45,7 @@ instruction: it never runs.`,
 			return printWhoami(c.OutOrStdout(), resp)
 		},
 	}
+	cmd.Flags().BoolVar(&sign, "sign", false, "explain rootlink sign without a command, where rootlink is the tool")
 	cmd.Flags().StringVar(&socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
 	return cmd
 }

@@ -2,7 +2,6 @@ package recorder
 
 import (
 	"encoding/hex"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -62,7 +61,7 @@ func TestWhoamiSaysWhatAScriptsIdentityCovers(t *testing.T) {
 		if err := os.Chmod("x.sh", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := Whoami("", []string{"./x.sh"}, io.Discard)
+		resp, err := Whoami("", []string{"./x.sh"}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +74,7 @@ func TestWhoamiSaysWhatAScriptsIdentityCovers(t *testing.T) {
 			}
 		}
 	}
-	if resp, err := Whoami("", []string{"true"}, io.Discard); err != nil || len(resp.GetNotes()) != 0 {
+	if resp, err := Whoami("", []string{"true"}, false); err != nil || len(resp.GetNotes()) != 0 {
 		t.Errorf("of a program: %v, %v", resp.GetNotes(), err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -438,11 +437,13 @@ var errLooked = errors.New("looked")
 
 // Whoami asks what this process, or a command that is started and killed
 // before its first instruction, would be given.
-func Whoami(socket string, command []string, stderr io.Writer) (*workloadv1.WhoamiResponse, error) {
+func Whoami(socket string, command []string, sign bool) (*workloadv1.WhoamiResponse, error) {
 	ctx, stop := interruptible()
 	defer stop()
 	var path string
-	if len(command) > 0 {
+	if sign {
+		path, command = "/proc/self/exe", []string{"rootlink", PredicateArg, os.DevNull, link.PredicateType}
+	} else if len(command) > 0 {
 		var err error
 		if path, err = Lookup(command[0], os.Environ()); err != nil {
 			return nil, explain(err)

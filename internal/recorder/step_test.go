@@ -363,7 +363,7 @@ func TestUnsignedMustBeAskedFor(t *testing.T) {
 
 func TestWhoamiNeverRunsTheCommand(t *testing.T) {
 	newIssuer(t)
-	resp, err := Whoami("", []string{"sh", "-c", "echo ran >out"}, os.Stderr)
+	resp, err := Whoami("", []string{"sh", "-c", "echo ran >out"}, false)
 	if err != nil || len(resp.GetMeasurement().GetTool()) != 32 {
 		t.Fatal(resp, err)
 	}

@@ -50,8 +50,8 @@ func ResolvePredicateType(name string) (string, error) {
 	return name, nil
 }
 
-// predicateAlias is the short name of a type, or the type.
-func predicateAlias(uri string) string {
+// PredicateAlias is the short name of a type, or the type.
+func PredicateAlias(uri string) string {
 	for name, u := range predicateAliases {
 		if u == uri {
 			return name
@@ -93,7 +93,7 @@ func CheckPredicateForm(uri string, predicate []byte) error {
 	for _, f := range want {
 		v, _ := lookup(p, f.path)
 		if !f.ok(v) {
-			return malformed("no good %q, which every %s has", f.path, predicateAlias(uri))
+			return malformed("no good %q, which every %s has", f.path, PredicateAlias(uri))
 		}
 	}
 	return nil

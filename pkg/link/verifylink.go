@@ -243,7 +243,7 @@ func (v *linkVerifier) statementForm() (_ string, err error) {
 // nobody passes an SBOM where a link is wanted, or the other way round.
 func (v *linkVerifier) statementType() (string, error) {
 	if v.predicate != v.wantType {
-		return "", fmt.Errorf("the statement is a %s, asked for was %s", predicateAlias(v.predicate), predicateAlias(v.wantType))
+		return "", fmt.Errorf("the statement is a %s, asked for was %s", PredicateAlias(v.predicate), PredicateAlias(v.wantType))
 	}
 	return v.predicate, nil
 }
@@ -259,7 +259,7 @@ func (v *linkVerifier) requiredType() (string, error) {
 		types = []string{PredicateType}
 	}
 	if !slices.Contains(types, v.predicate) {
-		return "", fmt.Errorf("%s may not sign statements of type %s", v.req.Identity, predicateAlias(v.predicate))
+		return "", fmt.Errorf("%s may not sign statements of type %s", v.req.Identity, PredicateAlias(v.predicate))
 	}
 	return v.predicate, nil
 }
