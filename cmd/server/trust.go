@@ -27,7 +27,7 @@ func trustCommand(at *location) *cobra.Command {
 
 func trustExport(at *location) *cobra.Command {
 	var format, out, revocations string
-	var layoutKeys []string
+	var layoutKeys, allowTypes []string
 	var lifetime duration
 	var anyNode bool
 	c := &cobra.Command{
@@ -38,6 +38,7 @@ func trustExport(at *location) *cobra.Command {
 	fs.StringVar(&out, "out", "", "file to write (default stdout)")
 	fs.Var(&lifetime, "lifetime", "how long the file may be used (default 90d)")
 	fs.StringArrayVar(&layoutKeys, "layout-key", nil, "[NAME=]FILE with the public key or certificate of a person who may sign layouts; repeatable")
+	fs.StringArrayVar(&allowTypes, "allow-type", nil, "ID=TYPE: identities that match this SPIFFE ID pattern sign statements of this predicate type, and links only if that is listed too; repeatable")
 	fs.StringVar(&revocations, "revocations", "", "file of further revocations to put in")
 	fs.BoolVar(&anyNode, "any-node", false, "accept any genuine TPM, not only those that attested here")
 	demand := demandFlags(fs)
@@ -49,6 +50,17 @@ func trustExport(at *location) *cobra.Command {
 		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode}
 		if req.Demands, err = demand(); err != nil {
 			return err
+		}
+		for _, a := range allowTypes {
+			id, name, ok := strings.Cut(a, "=")
+			if !ok {
+				return cli.Usage("such as --allow-type spiffe://example.org/sbom=cyclonedx", "--allow-type %q is not ID=TYPE", a)
+			}
+			uri, err := link.ResolvePredicateType(name)
+			if err != nil {
+				return cli.Usage("a short name, or the predicate type's whole URI", "--allow-type: %w", err)
+			}
+			req.AllowTypes = append(req.AllowTypes, &adminv1.AllowedType{Identity: id, Type: uri})
 		}
 		for _, k := range layoutKeys {
 			key, err := readLayoutKey(k)

@@ -11,6 +11,7 @@ import (
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
+	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
 // maxDepth bounds the way from an entry up to its node; SPIRE's own trees are
@@ -210,6 +211,34 @@ func nodeSelectors(in []store.Selector) (out []store.Selector) {
 		}
 	}
 	return out
+}
+
+// allowTypes lets identities sign statements other than links. A pattern that
+// matches no identity is an error: nobody would hear otherwise that a typing
+// error has taken an identity's right away.
+func allowTypes(reqs []link.Requirement, allow []*adminv1.AllowedType) error {
+	for _, a := range allow {
+		if err := link.ValidatePattern(a.GetIdentity()); err != nil {
+			return malformed("%w", err)
+		}
+		if err := link.ValidatePredicateType(a.GetType()); err != nil {
+			return malformed("%w", err)
+		}
+		found := false
+		for i := range reqs {
+			if !link.MatchPattern(a.GetIdentity(), reqs[i].Identity) {
+				continue
+			}
+			found = true
+			if !slices.Contains(reqs[i].Types, a.GetType()) {
+				reqs[i].Types = append(reqs[i].Types, a.GetType())
+			}
+		}
+		if !found {
+			return malformed("no entry for build steps is for an identity that matches %s", a.GetIdentity())
+		}
+	}
+	return nil
 }
 
 // isStep says whether an entry can be issued for a recorded step: it has a

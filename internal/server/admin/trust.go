@@ -97,6 +97,9 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	if len(reqs) == 0 {
 		notes = append(notes, "no entry is for build steps, so this file accepts no link at all: create entries first")
 	}
+	if err := allowTypes(f.Requirements, req.AllowTypes); err != nil {
+		return nil, err
+	}
 	for _, k := range req.LayoutKeys {
 		if _, err := x509.ParsePKIXPublicKey(k.SpkiDer); err != nil {
 			return nil, malformed("layout key %q: %w", k.Name, err)

@@ -1076,8 +1076,10 @@ type ExportTrustRequest struct {
 	RevocationsJson []byte                 `protobuf:"bytes,4,opt,name=revocations_json,json=revocationsJson,proto3" json:"revocations_json,omitempty"` // a revocation file of this trust domain, added to what the server knows
 	AnyNode         bool                   `protobuf:"varint,5,opt,name=any_node,json=anyNode,proto3" json:"any_node,omitempty"`                        // leave the inventory out: any genuine TPM will do
 	Demands         []*StepDemand          `protobuf:"bytes,16,rep,name=demands,proto3" json:"demands,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Predicate types that identities may sign in place of links.
+	AllowTypes    []*AllowedType `protobuf:"bytes,20,rep,name=allow_types,json=allowTypes,proto3" json:"allow_types,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportTrustRequest) Reset() {
@@ -1152,6 +1154,65 @@ func (x *ExportTrustRequest) GetDemands() []*StepDemand {
 	return nil
 }
 
+func (x *ExportTrustRequest) GetAllowTypes() []*AllowedType {
+	if x != nil {
+		return x.AllowTypes
+	}
+	return nil
+}
+
+type AllowedType struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowedType) Reset() {
+	*x = AllowedType{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowedType) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowedType) ProtoMessage() {}
+
+func (x *AllowedType) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowedType.ProtoReflect.Descriptor instead.
+func (*AllowedType) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AllowedType) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *AllowedType) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
 // StepDemand is what a requirement asks of a step besides what its entries say.
 type StepDemand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1164,7 +1225,7 @@ type StepDemand struct {
 
 func (x *StepDemand) Reset() {
 	*x = StepDemand{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1237,7 @@ func (x *StepDemand) String() string {
 func (*StepDemand) ProtoMessage() {}
 
 func (x *StepDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1250,7 @@ func (x *StepDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepDemand.ProtoReflect.Descriptor instead.
 func (*StepDemand) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StepDemand) GetSpiffeId() string {
@@ -1223,7 +1284,7 @@ type LayoutKey struct {
 
 func (x *LayoutKey) Reset() {
 	*x = LayoutKey{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1296,7 @@ func (x *LayoutKey) String() string {
 func (*LayoutKey) ProtoMessage() {}
 
 func (x *LayoutKey) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1309,7 @@ func (x *LayoutKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutKey.ProtoReflect.Descriptor instead.
 func (*LayoutKey) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LayoutKey) GetName() string {
@@ -1276,7 +1337,7 @@ type ExportTrustResponse struct {
 
 func (x *ExportTrustResponse) Reset() {
 	*x = ExportTrustResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1349,7 @@ func (x *ExportTrustResponse) String() string {
 func (*ExportTrustResponse) ProtoMessage() {}
 
 func (x *ExportTrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1362,7 @@ func (x *ExportTrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportTrustResponse.ProtoReflect.Descriptor instead.
 func (*ExportTrustResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExportTrustResponse) GetDocument() []byte {
@@ -1333,7 +1394,7 @@ type JoinLineRequest struct {
 
 func (x *JoinLineRequest) Reset() {
 	*x = JoinLineRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1406,7 @@ func (x *JoinLineRequest) String() string {
 func (*JoinLineRequest) ProtoMessage() {}
 
 func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1419,7 @@ func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineRequest.ProtoReflect.Descriptor instead.
 func (*JoinLineRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type JoinLineResponse struct {
@@ -1370,7 +1431,7 @@ type JoinLineResponse struct {
 
 func (x *JoinLineResponse) Reset() {
 	*x = JoinLineResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1443,7 @@ func (x *JoinLineResponse) String() string {
 func (*JoinLineResponse) ProtoMessage() {}
 
 func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1456,7 @@ func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineResponse.ProtoReflect.Descriptor instead.
 func (*JoinLineResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinLineResponse) GetLine() string {
@@ -1413,7 +1474,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1486,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1499,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1450,7 +1511,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1523,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1536,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -1499,7 +1560,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1572,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1585,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Authority) GetId() string {
@@ -1577,7 +1638,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1650,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1663,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 type RotateAuthorityResponse struct {
@@ -1614,7 +1675,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1687,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1700,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RotateAuthorityResponse) GetCertificate() []byte {
@@ -1657,7 +1718,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1730,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1743,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 type CountersResponse struct {
@@ -1694,7 +1755,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1767,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1780,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CountersResponse) GetCounters() map[string]uint64 {
@@ -1810,7 +1871,7 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\tNodeEvent\x12\x17\n" +
 	"\aat_unix\x18\x01 \x01(\x03R\x06atUnix\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x95\x02\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xd6\x02\n" +
 	"\x12ExportTrustRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\tR\x06format\x12)\n" +
 	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\x12=\n" +
@@ -1818,7 +1879,12 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"layoutKeys\x12)\n" +
 	"\x10revocations_json\x18\x04 \x01(\fR\x0frevocationsJson\x12\x19\n" +
 	"\bany_node\x18\x05 \x01(\bR\aanyNode\x127\n" +
-	"\ademands\x18\x10 \x03(\v2\x1d.rootlink.admin.v1.StepDemandR\ademands\"q\n" +
+	"\ademands\x18\x10 \x03(\v2\x1d.rootlink.admin.v1.StepDemandR\ademands\x12?\n" +
+	"\vallow_types\x18\x14 \x03(\v2\x1e.rootlink.admin.v1.AllowedTypeR\n" +
+	"allowTypes\"=\n" +
+	"\vAllowedType\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\"q\n" +
 	"\n" +
 	"StepDemand\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12 \n" +
@@ -1878,7 +1944,7 @@ func file_rootlink_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_rootlink_admin_v1_admin_proto_rawDescData
 }
 
-var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*PCRSelection)(nil),             // 0: rootlink.admin.v1.PCRSelection
 	(*CapturePCRPolicyRequest)(nil),  // 1: rootlink.admin.v1.CapturePCRPolicyRequest
@@ -1898,19 +1964,20 @@ var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*PCRValue)(nil),                 // 15: rootlink.admin.v1.PCRValue
 	(*NodeEvent)(nil),                // 16: rootlink.admin.v1.NodeEvent
 	(*ExportTrustRequest)(nil),       // 17: rootlink.admin.v1.ExportTrustRequest
-	(*StepDemand)(nil),               // 18: rootlink.admin.v1.StepDemand
-	(*LayoutKey)(nil),                // 19: rootlink.admin.v1.LayoutKey
-	(*ExportTrustResponse)(nil),      // 20: rootlink.admin.v1.ExportTrustResponse
-	(*JoinLineRequest)(nil),          // 21: rootlink.admin.v1.JoinLineRequest
-	(*JoinLineResponse)(nil),         // 22: rootlink.admin.v1.JoinLineResponse
-	(*ListAuthoritiesRequest)(nil),   // 23: rootlink.admin.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),  // 24: rootlink.admin.v1.ListAuthoritiesResponse
-	(*Authority)(nil),                // 25: rootlink.admin.v1.Authority
-	(*RotateAuthorityRequest)(nil),   // 26: rootlink.admin.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil),  // 27: rootlink.admin.v1.RotateAuthorityResponse
-	(*CountersRequest)(nil),          // 28: rootlink.admin.v1.CountersRequest
-	(*CountersResponse)(nil),         // 29: rootlink.admin.v1.CountersResponse
-	nil,                              // 30: rootlink.admin.v1.CountersResponse.CountersEntry
+	(*AllowedType)(nil),              // 18: rootlink.admin.v1.AllowedType
+	(*StepDemand)(nil),               // 19: rootlink.admin.v1.StepDemand
+	(*LayoutKey)(nil),                // 20: rootlink.admin.v1.LayoutKey
+	(*ExportTrustResponse)(nil),      // 21: rootlink.admin.v1.ExportTrustResponse
+	(*JoinLineRequest)(nil),          // 22: rootlink.admin.v1.JoinLineRequest
+	(*JoinLineResponse)(nil),         // 23: rootlink.admin.v1.JoinLineResponse
+	(*ListAuthoritiesRequest)(nil),   // 24: rootlink.admin.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),  // 25: rootlink.admin.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                // 26: rootlink.admin.v1.Authority
+	(*RotateAuthorityRequest)(nil),   // 27: rootlink.admin.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 28: rootlink.admin.v1.RotateAuthorityResponse
+	(*CountersRequest)(nil),          // 29: rootlink.admin.v1.CountersRequest
+	(*CountersResponse)(nil),         // 30: rootlink.admin.v1.CountersResponse
+	nil,                              // 31: rootlink.admin.v1.CountersResponse.CountersEntry
 }
 var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: rootlink.admin.v1.CapturePCRPolicyRequest.pcrs:type_name -> rootlink.admin.v1.PCRSelection
@@ -1920,37 +1987,38 @@ var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	11, // 4: rootlink.admin.v1.DiffPCRPolicyResponse.differences:type_name -> rootlink.admin.v1.PCRDifference
 	15, // 5: rootlink.admin.v1.Node.pcrs:type_name -> rootlink.admin.v1.PCRValue
 	16, // 6: rootlink.admin.v1.Node.history:type_name -> rootlink.admin.v1.NodeEvent
-	19, // 7: rootlink.admin.v1.ExportTrustRequest.layout_keys:type_name -> rootlink.admin.v1.LayoutKey
-	18, // 8: rootlink.admin.v1.ExportTrustRequest.demands:type_name -> rootlink.admin.v1.StepDemand
-	25, // 9: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
-	30, // 10: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
-	1,  // 11: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
-	3,  // 12: rootlink.admin.v1.Admin.PutPCRPolicy:input_type -> rootlink.admin.v1.PutPCRPolicyRequest
-	5,  // 13: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
-	8,  // 14: rootlink.admin.v1.Admin.DeletePCRPolicy:input_type -> rootlink.admin.v1.DeletePCRPolicyRequest
-	10, // 15: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
-	13, // 16: rootlink.admin.v1.Admin.GetNode:input_type -> rootlink.admin.v1.GetNodeRequest
-	17, // 17: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
-	21, // 18: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
-	23, // 19: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
-	26, // 20: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
-	28, // 21: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
-	2,  // 22: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
-	4,  // 23: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
-	6,  // 24: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
-	9,  // 25: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
-	12, // 26: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
-	14, // 27: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
-	20, // 28: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
-	22, // 29: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
-	24, // 30: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
-	27, // 31: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
-	29, // 32: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
-	22, // [22:33] is the sub-list for method output_type
-	11, // [11:22] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	20, // 7: rootlink.admin.v1.ExportTrustRequest.layout_keys:type_name -> rootlink.admin.v1.LayoutKey
+	19, // 8: rootlink.admin.v1.ExportTrustRequest.demands:type_name -> rootlink.admin.v1.StepDemand
+	18, // 9: rootlink.admin.v1.ExportTrustRequest.allow_types:type_name -> rootlink.admin.v1.AllowedType
+	26, // 10: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
+	31, // 11: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
+	1,  // 12: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
+	3,  // 13: rootlink.admin.v1.Admin.PutPCRPolicy:input_type -> rootlink.admin.v1.PutPCRPolicyRequest
+	5,  // 14: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
+	8,  // 15: rootlink.admin.v1.Admin.DeletePCRPolicy:input_type -> rootlink.admin.v1.DeletePCRPolicyRequest
+	10, // 16: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
+	13, // 17: rootlink.admin.v1.Admin.GetNode:input_type -> rootlink.admin.v1.GetNodeRequest
+	17, // 18: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
+	22, // 19: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
+	24, // 20: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
+	27, // 21: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
+	29, // 22: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
+	2,  // 23: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
+	4,  // 24: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
+	6,  // 25: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
+	9,  // 26: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
+	12, // 27: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
+	14, // 28: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
+	21, // 29: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
+	23, // 30: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
+	25, // 31: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
+	28, // 32: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
+	30, // 33: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
+	23, // [23:34] is the sub-list for method output_type
+	12, // [12:23] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_rootlink_admin_v1_admin_proto_init() }
@@ -1964,7 +2032,7 @@ func file_rootlink_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rootlink_admin_v1_admin_proto_rawDesc), len(file_rootlink_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
