@@ -50,6 +50,23 @@ func untracedExec(t *testing.T) string {
 	return name
 }
 
+func TestRefusesToolThatEscapesItsTraceInATree(t *testing.T) {
+	for range 20 {
+		path := untracedExec(t)
+		tree := NewTree()
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Run(Command{Path: path, Args: []string{path}, Env: os.Environ(), Stdin: null, Stdout: null, Stderr: null, Tree: tree}, func(*Exec) error { return nil })
+		null.Close()
+		if !errors.Is(err, ErrEscaped) {
+			t.Fatal(err)
+		}
+		tree.Result()
+	}
+}
+
 func TestRefusesToolThatEscapesItsTrace(t *testing.T) {
 	for range 20 {
 		execs := 0

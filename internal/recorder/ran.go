@@ -27,6 +27,16 @@ func (r *state) watch(env []string) {
 	}
 }
 
+// sayPowerless says what a step may have failed of.
+func (r *state) sayPowerless() {
+	if r.tree == nil {
+		return
+	}
+	for _, path := range r.tree.powerless {
+		r.say("%s gains privileges when it starts, and gained none here because it was traced; --follow main leaves it alone", path)
+	}
+}
+
 // noteRan writes down what ran. The agent's digests of the main process come
 // first: they are what it vouches for.
 func (r *state) noteRan() {

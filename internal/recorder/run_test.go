@@ -47,6 +47,18 @@ func runRole(role string) int {
 			return 125
 		}
 		return st.Code
+	case "tree": // follows the tree of os.Args[1:]
+		r := &state{Step: &Step{Stderr: os.Stderr}}
+		r.watch(os.Environ())
+		st, err := Run(Command{Path: os.Args[1], Args: os.Args[1:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Tree: r.tree},
+			func(*Exec) error { return nil })
+		_, gaps := r.tree.Result()
+		for _, g := range gaps {
+			fmt.Println("gap:", g)
+		}
+		r.sayPowerless()
+		fmt.Println("code", st.Code, err)
+		return 0
 	case "group": // as installed setgid: gives up the group, then runs os.Args[1:]
 		fmt.Println("before:", syscall.Getegid())
 		had, err := DropGroup()

@@ -135,6 +135,9 @@ func (s *Step) Run() (code int, err error) {
 	}
 	r.stmt.Byproducts.Finished = time.Now().UTC().Truncate(time.Millisecond)
 	r.stmt.Byproducts.ExitCode, r.stmt.Byproducts.Signal = &st.Code, st.Signal
+	if st.Code != 0 {
+		r.sayPowerless()
+	}
 	if st.Code != 0 && !s.RecordFailure {
 		r.say("the command failed (%s): nothing was signed", describe(st))
 		return st.Code, nil

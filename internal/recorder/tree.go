@@ -46,6 +46,8 @@ type Tree struct {
 	work  chan hashJob // nil until the first job
 	done  sync.WaitGroup
 
+	powerless []string // programs that gained nothing from setuid, being traced
+
 	mu   sync.Mutex // guards gaps
 	gaps []string
 }
@@ -55,6 +57,7 @@ type program struct {
 	id      fileID
 	settled bool // its times would show a change: what was read once holds
 	goTool  bool
+	gains   string        // what it would gain untraced, such as "setuid"
 	hashed  chan struct{} // closed when sum and err are there
 	sum     [32]byte
 	err     error
@@ -95,7 +98,9 @@ func (t *Tree) saw(pid int, main bool) {
 	proc := fmt.Sprintf("/proc/%d", pid)
 	path, err := os.Readlink(proc + "/exe")
 	if err != nil {
-		t.lost(pid, "a program", err)
+		// Its name among processes is there even when nothing else is.
+		comm, _ := os.ReadFile(proc + "/comm")
+		t.lost(pid, "a program named "+strings.TrimSpace(string(comm)), err)
 		return
 	}
 	path = strings.ToValidUTF8(path, "\uFFFD")
@@ -117,6 +122,9 @@ func (t *Tree) saw(pid int, main bool) {
 		role = link.RoleInterpreter
 	}
 	t.add(exe, path, role)
+	if exe.gains != "" && os.Geteuid() != 0 && len(t.powerless) < maxGaps && !slices.Contains(t.powerless, path) {
+		t.powerless = append(t.powerless, path)
+	}
 	if t.Exec != nil {
 		t.Exec(pid, exe.goTool)
 	}
@@ -225,6 +233,7 @@ func (t *Tree) look(pid int, file, name string) (*program, error) {
 	p := &program{id: idOf(&st), hashed: make(chan struct{})}
 	p.settled = now.Sub(time.Unix(p.id.ctime.Unix())) > settleTime && t.believes(pid, fd, p.id.dev, name)
 	p.goTool = isGo(fd)
+	p.gains = elevation(file, os.FileMode(st.Mode&0o777)|setBits(st.Mode))
 	j := hashJob{fd, p, name}
 	if p.settled {
 		t.files[p.id] = p
@@ -336,6 +345,16 @@ func (t *Tree) believes(pid, fd int, dev uint64, name string) bool {
 		return true
 	}
 	return false
+}
+
+func setBits(mode uint32) (m os.FileMode) {
+	if mode&unix.S_ISUID != 0 {
+		m |= os.ModeSetuid
+	}
+	if mode&unix.S_ISGID != 0 {
+		m |= os.ModeSetgid
+	}
+	return m
 }
 
 // isGo reports whether the file is the go command, whatever its name. The

@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -227,6 +229,49 @@ func BenchmarkTrueInATree(b *testing.B) {
 		if _, err := Run(Command{Path: "/bin/true", Args: []string{"true"}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Tree: NewTree()},
 			func(*Exec) error { return nil }); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// As an ordinary user: a program that may be executed and not read has no
+// digest, so the list has a gap, and one that is setuid gains nothing, which
+// is said when the step fails.
+func TestRefusesWhatAnOrdinaryUserCannotSee(t *testing.T) {
+	needs.Root(t) // to become an ordinary user
+	dir, err := os.MkdirTemp("", "tree")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	copyOf := func(from, name string, mode os.FileMode) string {
+		t.Helper()
+		b, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(p, mode); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	self := copyOf("/proc/self/exe", "self", 0o755)
+	secret, suid := copyOf("/bin/true", "secret", 0o711), copyOf("/usr/bin/id", "suid", 0o755|os.ModeSetuid)
+	c := exec.Command(self, "/bin/sh", "-c", secret+"; "+suid+" -u; exit 4")
+	c.Dir = dir
+	c.Env = append(os.Environ(), "RECORDER_TEST_ROLE=tree")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := c.CombinedOutput()
+	text := string(out)
+	for _, want := range []string{"65534\n", "gap: a program named " + filepath.Base(secret), "suid gains privileges when it starts", "code 4"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in %q, %v", want, text, err)
 		}
 	}
 }
