@@ -246,6 +246,8 @@ func openat(name string, flags int) (int, error) {
 
 // trusted remembers which devices hold file systems whose ctime this kernel
 // keeps itself: a network or FUSE server may change a file and not its times.
+// tmpfs is none of them: what is written through a shared mapping of a page
+// that was read before leaves its times alone.
 type trusted struct {
 	mu  sync.Mutex
 	dev map[uint64]bool
@@ -261,7 +263,7 @@ func (t *trusted) ok(dev uint64, fd int) bool {
 	var fs unix.Statfs_t
 	if unix.Fstatfs(fd, &fs) == nil {
 		switch int64(fs.Type) & 0xffffffff {
-		case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC:
 			ok = true
 		}
 	}

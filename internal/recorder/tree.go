@@ -41,6 +41,7 @@ type Tree struct {
 
 	ran   map[ranKey]*runs
 	paths int // bytes of all paths
+	now   func() time.Time
 	files map[fileID]*program
 	fs    trusted
 	work  chan hashJob // nil until the first job
@@ -78,7 +79,7 @@ type hashJob struct {
 
 // NewTree returns an empty Tree for one Run.
 func NewTree() *Tree {
-	return &Tree{ran: map[ranKey]*runs{}, files: map[fileID]*program{}}
+	return &Tree{now: time.Now, ran: map[ranKey]*runs{}, files: map[fileID]*program{}}
 }
 
 // gap says why the list may not be complete.
@@ -221,7 +222,7 @@ func (t *Tree) look(pid int, file, name string) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now := t.now()
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -342,7 +343,9 @@ func (t *Tree) believes(pid, fd int, dev uint64, name string) bool {
 			t.gap("%s lies on an overlay of another user namespace, whose layers may show another file than the kernel ran", name)
 			return false
 		}
-		return true
+		// Its upper layer may be a tmpfs; see trusted. What the step's user
+		// cannot write stays as it is all the same.
+		return unix.Faccessat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.W_OK, unix.AT_EACCESS) != nil
 	}
 	return false
 }

@@ -275,3 +275,46 @@ func TestRefusesWhatAnOrdinaryUserCannotSee(t *testing.T) {
 		}
 	}
 }
+
+// On tmpfs a shared mapping changes a file and not its times. Two different
+// programs that ran under one name and one set of times are two programs.
+func TestRefusesTheTimesOfTmpfs(t *testing.T) {
+	const dir = "/dev/shm"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		needs.Missing(t, "no tmpfs at %s: %v", dir, err)
+	}
+	f, err := os.CreateTemp(dir, "tree")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	tree := NewTree()
+	tree.now = func() time.Time { return time.Now().Add(time.Hour) } // the file has settled
+	before, err := tree.look(os.Getpid(), f.Name(), "before")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m[0] = m[1] + 1
+	if err := unix.Munmap(m); err != nil {
+		t.Fatal(err)
+	}
+	after, err := tree.look(os.Getpid(), f.Name(), "after")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.id != after.id {
+		t.Log("this kernel shows the change in the file's times")
+	}
+	if before.sum == after.sum {
+		t.Error("the changed program was taken for the first")
+	}
+}
