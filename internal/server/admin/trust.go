@@ -41,7 +41,11 @@ func (s *Service) ExportTrust(ctx context.Context, req *adminv1.ExportTrustReque
 }
 
 func (s *Service) exportSigstore() (*adminv1.ExportTrustResponse, error) {
-	root, err := s.trustedRoot()
+	sources, err := s.trustedRoot()
+	if err != nil {
+		return nil, err
+	}
+	root, err := sources.Sigstore()
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +55,7 @@ func (s *Service) exportSigstore() (*adminv1.ExportTrustResponse, error) {
 	}
 	b.WriteByte('\n')
 	return &adminv1.ExportTrustResponse{Document: b.Bytes(), Notes: []string{
-		"this part holds the SVID authorities alone: tools that read it check no hardware evidence",
+		"this part says who signs and who tells the time: tools that read it check no hardware evidence",
 	}}, nil
 }
 
@@ -71,7 +75,11 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	}
 	var notes []string
 	var err error
-	if f.TrustedRoot, err = s.trustedRoot(); err != nil {
+	sources, err := s.trustedRoot()
+	if err != nil {
+		return nil, err
+	}
+	if f.TrustedRoot, err = sources.Marshal(); err != nil {
 		return nil, err
 	}
 	for _, ca := range s.b.AttestationCAs() {
@@ -123,11 +131,11 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 }
 
 // trustedRoot lists the SVID authorities with the windows in which a signature
-// by one of their SVIDs counts, and the server's own sources of time.
-func (s *Service) trustedRoot() (json.RawMessage, error) {
+// by one of their SVIDs counts, and who this server's links have their time from.
+func (s *Service) trustedRoot() (r link.TrustedRoot, err error) {
 	list, err := s.b.Authorities()
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	var out []link.Authority
 	for _, a := range list {
@@ -149,9 +157,9 @@ func (s *Service) trustedRoot() (json.RawMessage, error) {
 		out = append(out, w)
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("%w: no X.509 authority", errNothing)
+		return r, fmt.Errorf("%w: no X.509 authority", errNothing)
 	}
-	return link.TrustedRoot{Authorities: out, Timestamps: s.b.TimestampAuthorities()}.Marshal()
+	return link.TrustedRoot{Authorities: out, Timestamps: s.b.TimestampAuthorities()}, nil
 }
 
 // addEKs says which TPMs are genuine, which of them are ours, and which were

@@ -1,19 +1,24 @@
 package admin
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
+	trustrootv1 "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/rootlink/rootlink/internal/forge"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/svid"
+	"github.com/rootlink/rootlink/pkg/timestamp"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
@@ -250,5 +255,33 @@ func TestSigstorePart(t *testing.T) {
 	c, err := x509.ParseCertificate(root.CertificateAuthorities[0].CertChain.Certificates[0].RawBytes)
 	if err != nil || !c.Equal(f.authorities[0].Certificate) {
 		t.Error(c, err)
+	}
+}
+
+// Verifiers have the time from whom the server says, and Sigstore's from the
+// same.
+func TestExportNamesTimestampAuthorities(t *testing.T) {
+	f := newFixture(t)
+	a := forge.NewTSA(t, nil).Authority()
+	a.Operator, a.URI = "example.org", "http://127.0.0.1:1/tsa"
+	f.timestamps = []timestamp.Authority{a}
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	got := trust.TrustedRoot().Timestamps
+	if len(got) != 1 || !got[0].Chain[0].Equal(a.Chain[0]) || !got[0].Chain[1].Equal(a.Chain[1]) ||
+		!got[0].Start.Equal(a.Start) || !got[0].End.Equal(a.End) || got[0].URI != a.URI || got[0].Operator != a.Operator {
+		t.Errorf("%+v", got)
+	}
+	r, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{Format: "sigstore"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root trustrootv1.TrustedRoot
+	if err := protojson.Unmarshal(r.Document, &root); err != nil {
+		t.Fatal(err)
+	}
+	tsas := root.GetTimestampAuthorities()
+	if len(tsas) != 1 || len(tsas[0].GetCertChain().GetCertificates()) != 2 ||
+		!bytes.Equal(tsas[0].GetCertChain().GetCertificates()[0].GetRawBytes(), a.Chain[0].Raw) {
+		t.Errorf("Sigstore's tools are told %v", tsas)
 	}
 }
