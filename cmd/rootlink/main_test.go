@@ -39,6 +39,7 @@ func TestOwnFailuresOfRunAre125(t *testing.T) {
 		{"bad choice", "run --on-failure maybe --step s --products x -- true", "--help"},
 		{"JSON on the command's stdout", "run --output json --step s --products x -- true", "inspect --output json"},
 		{"two outputs", "run --bundle-dir . --bundle-out f --step s --products x -- true", "one of them"},
+		{"bad build ID", "run --build-id a;b --step s --products x -- true", "job's number"},
 		{"no agent", "run --step s --products x -- true", "--socket"},
 	} {
 		code, out, errs := rootlink(strings.Fields(tc.args)...)

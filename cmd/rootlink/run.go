@@ -57,6 +57,9 @@ command cannot be run, 127 when it is not found.`,
 			// The build needs the memory more than we do.
 			debug.SetGCPercent(30)
 			s.Command = args
+			if !c.Flags().Changed("build-id") {
+				s.BuildID = os.Getenv(envBuildID)
+			}
 			s.RecordFailure, s.AllowUnsigned = failure == "record", unavailable == "unsigned"
 			s.MainOnly = followed == "main"
 			s.Version, s.Stderr = version.String(), os.Stderr
@@ -77,6 +80,7 @@ command cannot be run, 127 when it is not found.`,
 	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
 	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
 	f.StringArrayVar(&s.ExtraEnv, "env", nil, "name of a further environment variable to record (repeatable)")
+	f.StringVar(&s.BuildID, "build-id", "", "name of the pipeline's run, which keeps its links from being mixed with others (default $"+envBuildID+")")
 	f.Var(onFailure.value(&failure), "on-failure", "when the command fails: record it, or discard")
 	f.Var(ifUnavailable.value(&unavailable), "if-unavailable", "without agent, identity or ptrace: fail, or record unsigned")
 	f.Var(follow.value(&followed), "follow", "which processes to follow: tree, or main for a step that debugs or needs setuid programs")
@@ -87,6 +91,9 @@ command cannot be run, 127 when it is not found.`,
 	})
 	return cmd
 }
+
+// envBuildID is one place to set for all steps of a job.
+const envBuildID = "ROOTLINK_BUILD_ID"
 
 // choice is a flag with few values, the first of them the default.
 type choice []string

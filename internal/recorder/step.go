@@ -32,6 +32,7 @@ type Step struct {
 	Socket    string // of the agent, "" for SPIFFE_ENDPOINT_SOCKET
 	SPIFFEID  string // which identity, when several match
 	ExtraEnv  []string
+	BuildID   string // names the run of the pipeline, "" when it has none
 
 	RecordFailure bool // sign also when the command failed
 	AllowUnsigned bool // without agent or identity, record unsigned
@@ -44,6 +45,9 @@ type Step struct {
 
 // stepName is what can also be part of a file name.
 var stepName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+
+// buildID is what people can read and compare, such as the URL of a job.
+var buildID = regexp.MustCompile(`^[A-Za-z0-9._:/@+=-]{1,200}$`)
 
 func (s *Step) validate() error {
 	usage := func(hint, format string, args ...any) error {
@@ -64,6 +68,8 @@ func (s *Step) validate() error {
 		return usage("such as: rootlink run --step build --products hello -- make hello", "missing: %s", strings.Join(missing, ", "))
 	case !stepName.MatchString(s.Name):
 		return usage("letters, digits, dot, dash and underscore, at most 128", "--step %q is not a step name", s.Name)
+	case s.BuildID != "" && !buildID.MatchString(s.BuildID):
+		return usage("up to 200 letters, digits and . _ : / @ + = -, such as the job's number", "--build-id %q is none", s.BuildID)
 	case s.IssueTimeout <= 0:
 		return usage("such as 5m", "--issue-timeout must be positive")
 	}
@@ -220,6 +226,7 @@ func (r *state) before(env []string) (*Recording, error) {
 	}
 	r.stmt.Step, r.stmt.Command = r.Name, r.Command
 	r.stmt.Environment = environment(env, r.ExtraEnv, r.Version)
+	r.stmt.Environment.BuildID = r.BuildID
 	r.stmt.Environment.Git = <-git
 	if err := ctx.Err(); err != nil {
 		return nil, err

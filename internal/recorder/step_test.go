@@ -64,7 +64,7 @@ func TestStep(t *testing.T) {
 	t.Setenv("GOPROXY", "https://me:token@proxy.example")
 	t.Setenv("SECRET", "x")
 	s := newStep(t, "sh", "-c", "cat in >out")
-	s.Materials = []string{"in", "d"}
+	s.Materials, s.BuildID = []string{"in", "d"}, "https://ci.example/job/7"
 	write(t, "d/f", "hello")
 	if err := os.Symlink("nowhere", "d/dangling"); err != nil {
 		t.Fatal(err)
@@ -103,6 +103,9 @@ func TestStep(t *testing.T) {
 	}
 	if k := st.Byproducts.Skipped; len(k) != 1 || k[0] != "d/dangling: dangling symlink" {
 		t.Errorf("skipped %q", k)
+	}
+	if st.Environment.BuildID != s.BuildID {
+		t.Errorf("build ID %q", st.Environment.BuildID)
 	}
 	v := st.Environment.Variables
 	if v["GOFLAGS"] != "-mod=readonly" || v["GOPROXY"] != "https://REDACTED@proxy.example" || v["SECRET"] != "" {
