@@ -14,6 +14,8 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/timestamp"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 // InspectCommand returns `rootlink inspect`.
@@ -157,6 +159,7 @@ func (in *inspected) view() view {
 	}
 	if in.bundle != nil {
 		v.add("statement", statementView(in.bundle.UnverifiedPayload()))
+		v = append(v, timeView(in.bundle)...)
 	}
 	v.add("certificate", certificateView(in.cert))
 	if in.evidence == nil {
@@ -172,6 +175,11 @@ func statementView(payload []byte) (v view) {
 	v.add("payload_sha256", hex.EncodeToString(digest[:]))
 	s, err := link.ParseStatement(payload)
 	if err != nil {
+		if a, aerr := link.ParseAttestation(payload); aerr == nil && a.Type != link.PredicateType {
+			v.add("predicate_type", a.Type)
+			v.add("subjects", resources(a.Subjects))
+			return v
+		}
 		v.add("error", err.Error())
 		return v
 	}
@@ -190,6 +198,32 @@ func statementView(payload []byte) (v view) {
 		if g.Dirty != nil {
 			v.add("git_dirty", *g.Dirty)
 		}
+	}
+	return v
+}
+
+// timeView lists what is meant to show when the bundle was signed.
+func timeView(b *link.Bundle) (v view) {
+	var tokens, entries []string
+	for _, raw := range b.Timestamps() {
+		t, err := timestamp.Parse(raw)
+		if err != nil {
+			tokens = append(tokens, err.Error())
+			continue
+		}
+		signer := t.UnverifiedSigner()
+		tokens = append(tokens, stamp(t.UnverifiedTime())+" by certificate sha256:"+hex.EncodeToString(signer[:]))
+	}
+	for _, e := range b.LogEntries() {
+		p := e.GetInclusionProof()
+		entries = append(entries, fmt.Sprintf("%d in a tree of %d, log %s (%s)", e.GetLogIndex(), p.GetTreeSize(),
+			hex.EncodeToString(e.GetLogId().GetKeyId()), tlog.UnverifiedOrigin([]byte(p.GetCheckpoint().GetEnvelope()))))
+	}
+	if len(tokens) > 0 {
+		v.add("timestamps", tokens)
+	}
+	if len(entries) > 0 {
+		v.add("log_entries", entries)
 	}
 	return v
 }
