@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/inspection"
+	"github.com/rootlink/rootlink/internal/layoutcmd"
 	"github.com/rootlink/rootlink/internal/recorder"
 	"github.com/rootlink/rootlink/internal/storecmd"
 	"github.com/rootlink/rootlink/internal/verifycmd"
@@ -17,7 +19,7 @@ import (
 )
 
 func init() {
-	if recorder.IsStub() {
+	if recorder.IsStub() || inspection.IsStub() {
 		// Only here is the main goroutine still on the main thread for certain.
 		runtime.LockOSThread()
 	}
@@ -26,6 +28,9 @@ func init() {
 func main() {
 	if recorder.IsStub() {
 		recorder.RunStub()
+	}
+	if inspection.IsStub() {
+		inspection.RunStub()
 	}
 	// No signal context: while a tool runs, ^C is the tool's affair. Commands
 	// that want one make it for the time they need it.
@@ -50,6 +55,7 @@ func newRoot() *cobra.Command {
 		whoamiCommand(),
 		verifycmd.VerifyCommand(),
 		verifycmd.InspectCommand(),
+		layoutcmd.Command(verifycmd.ExportPinnedCommand()),
 		storecmd.AttachCommand(),
 		storecmd.FetchCommand(),
 	)

@@ -17,14 +17,16 @@ import (
 )
 
 type verifyOptions struct {
-	trust, state, identity, layout string
-	revocations                    []string
-	notBefore, at, predicate       string
-	from                           []string
-	plainHTTP                      bool
-	report                         string
-	vsa                            vsaOptions
-	verbose                        bool
+	trust, state, identity string
+	pipeline               layoutOptions
+	revocations            []string
+	notBefore, at          string
+	predicate              string
+	from                   []string
+	plainHTTP              bool
+	report                 string
+	vsa                    vsaOptions
+	verbose                bool
 }
 
 // VerifyCommand returns `rootlink verify`.
@@ -58,7 +60,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringVar(&o.trust, "trust", "", "trust.json: the `FILE` that rootlink-server trust export writes")
 	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or pattern of it, that must have signed")
 	f.StringVar(&o.predicate, "type", "link", "predicate type of the statements, a URI or one of "+strings.Join(link.PredicateAliases(), ", "))
-	f.StringVar(&o.layout, "layout", "", "in-toto layout that the links must fulfil (not supported yet)")
+	o.pipeline.register(f)
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
@@ -75,9 +77,7 @@ func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
 	switch {
 	case o.trust == "":
 		return notBefore, cli.Usage("--trust FILE names it; `rootlink-server trust export` writes it", "no trust.json: nobody to believe")
-	case o.layout != "":
-		return notBefore, cli.Usage("name the signer with --identity instead", "--layout is not supported yet")
-	case o.identity == "":
+	case o.identity == "" && o.pipeline.file == "":
 		return notBefore, cli.Usage("--identity 'spiffe://…' says who must have signed", "neither --identity nor --layout: any enrolled signer would do")
 	case len(args)+len(o.from) == 0:
 		return notBefore, cli.Usage("name the "+link.BundleSuffix+" file that `rootlink run` wrote", "no bundle to verify")
@@ -85,7 +85,10 @@ func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
 	if err := o.vsa.check(); err != nil {
 		return notBefore, err
 	}
-	if err := link.ValidatePattern(o.identity); err != nil {
+	if err := o.pipeline.check(o.identity); err != nil {
+		return notBefore, err
+	}
+	if err := link.ValidatePattern(o.identity); err != nil && o.pipeline.file == "" {
 		return notBefore, cli.Usage("such as spiffe://example.org/build/*", "--identity: %w", err)
 	}
 	if o.notBefore != "" {
@@ -113,6 +116,9 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 	defer placed.remove()
 	if err != nil {
 		return err
+	}
+	if o.pipeline.file != "" {
+		return verifyPipeline(cmd, o, when{now, present, notBefore}, placed, args)
 	}
 	trust, doc, err := readTrust(o.trust, o.revocations)
 	if err != nil {

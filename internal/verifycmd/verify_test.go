@@ -212,7 +212,7 @@ func TestVerifyExitCodes(t *testing.T) {
 		"no arguments":     {nil, []string{}, cli.ExitUsage, "no bundle"},
 		"only an artifact": {nil, []string{"hello"}, cli.ExitUsage, "no bundle among"},
 		"bundle twice":     {nil, []string{bundleName, bundleName}, cli.ExitUsage, "twice"},
-		"layout":           {nil, []string{"--layout", "x", bundleName}, cli.ExitUsage, "not supported yet"},
+		"layout":           {nil, []string{"--layout", "x", bundleName}, cli.ExitUsage, "both --layout and --identity"},
 		"bad pattern":      {nil, []string{"--identity", "build", bundleName}, cli.ExitUsage, "spiffe://"},
 		"bad time":         {nil, []string{"--not-before", "today", bundleName}, cli.ExitUsage, "hint: such as"},
 		"missing file":     {nil, []string{bundleName, "nowhere"}, cli.ExitInternal, "hint:"},

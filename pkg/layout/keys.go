@@ -24,12 +24,17 @@ func NewKey(pub crypto.PublicKey) (in_toto.Key, error) {
 	if err := supported(pub); err != nil {
 		return k, err
 	}
-	der, err := x509.MarshalPKIXPublicKey(pub)
+	raw, err := publicPEM(pub)
 	if err != nil {
 		return k, err
 	}
-	err = k.LoadKeyReaderDefaults(bytes.NewReader(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	err = k.LoadKeyReaderDefaults(bytes.NewReader(raw))
 	return k, err
+}
+
+func publicPEM(pub crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), err
 }
 
 func supported(pub crypto.PublicKey) error {
