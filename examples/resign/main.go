@@ -69,7 +69,10 @@ func resign(bundleFile, certFile, keyFile, out string) error {
 		return err
 	}
 	envelope.Signatures[0].Sig = sig
-	b.GetVerificationMaterial().GetCertificate().RawBytes = cert
+	material := b.GetVerificationMaterial()
+	material.GetCertificate().RawBytes = cert
+	// What attests the time of the old signature says nothing about this one.
+	material.TimestampVerificationData, material.TlogEntries = nil, nil
 	forged, err := protojson.Marshal(&b)
 	if err != nil {
 		return err
