@@ -100,7 +100,7 @@ func recordEnv(stdout *os.File, env, args []string, onExec func(*Exec) error) (S
 	if err != nil {
 		return Status{}, err
 	}
-	return Run(Command{Path: path, Args: args, Env: env, Stdin: os.Stdin, Stdout: stdout, Stderr: os.Stderr}, onExec)
+	return Run(Command{Path: path, Args: args, Env: env, Stdin: os.Stdin, Stdout: stdout, Stderr: os.Stderr, Tree: NewTree()}, onExec)
 }
 
 // output runs a tool and returns what it wrote.

@@ -318,3 +318,18 @@ func TestRefusesTheTimesOfTmpfs(t *testing.T) {
 		t.Error("the changed program was taken for the first")
 	}
 }
+
+// Followed as the main process alone, a step can debug its children.
+func TestMainOnlyLeavesTheRestAlone(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := Run(Command{Path: "/bin/sh", Args: []string{"sh", "-c", "strace -o /dev/null true; echo $?"}, Env: os.Environ(), Stdin: os.Stdin, Stdout: f, Stderr: os.Stderr},
+		func(*Exec) error { return nil })
+	b, rerr := os.ReadFile(f.Name())
+	if err != nil || rerr != nil || st.Code != 0 || string(b) != "0\n" {
+		t.Errorf("%q, %+v, %v, %v", b, st, err, rerr)
+	}
+}
