@@ -26,9 +26,10 @@ import (
 	"github.com/rootlink/rootlink/pkg/timestamp"
 )
 
-// Policy is what a token says it was made under. It is no registered policy: the
-// arc 2.25 takes a UUID from anybody (ITU-T X.667), and this one means "the time
-// of the machine that runs this server, within Accuracy".
+// Policy is what a token says it was made under: the clock of the machine that
+// runs this server, within Accuracy. It is registered nowhere. The arc 2.25 is for
+// identifiers made of UUIDs (ITU-T X.667); readers of ASN.1 take 31 bits in one
+// number, so this is 30 bits of one.
 func Policy() asn1.ObjectIdentifier {
 	return asn1.ObjectIdentifier{2, 25, 714309281, 1}
 }
