@@ -21,6 +21,7 @@ import (
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/svid"
 	"github.com/rootlink/rootlink/pkg/timestamp"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 var epoch = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -33,6 +34,7 @@ type fixture struct {
 	authorities []server.AuthorityInfo
 	attestCA    *x509.Certificate
 	timestamps  []timestamp.Authority
+	logs        []tlog.Log
 	roots       attest.EKRoots
 	clock       time.Time
 }
@@ -43,6 +45,8 @@ func (f *fixture) Authorities() ([]server.AuthorityInfo, error) { return f.autho
 func (f *fixture) AttestationCAs() []*x509.Certificate          { return []*x509.Certificate{f.attestCA} }
 
 func (f *fixture) TimestampAuthorities() []timestamp.Authority { return f.timestamps }
+
+func (f *fixture) Logs() []tlog.Log { return f.logs }
 
 func (f *fixture) JoinLine() string { return "rootlink-join:v1:example.org:00" }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/timestamp"
+	"github.com/rootlink/rootlink/pkg/tlog"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
@@ -34,6 +35,7 @@ type Backend interface {
 	RotateAuthority(ctx context.Context) (*x509.Certificate, error)
 	AttestationCAs() []*x509.Certificate
 	TimestampAuthorities() []timestamp.Authority
+	Logs() []tlog.Log
 	JoinLine() string
 	Counters() map[string]uint64
 }

@@ -159,7 +159,23 @@ func (s *Service) trustedRoot() (r link.TrustedRoot, err error) {
 	if len(out) == 0 {
 		return r, fmt.Errorf("%w: no X.509 authority", errNothing)
 	}
-	return link.TrustedRoot{Authorities: out, Timestamps: s.b.TimestampAuthorities()}, nil
+	r = link.TrustedRoot{Authorities: out, Timestamps: s.b.TimestampAuthorities(), Logs: s.b.Logs()}
+	for i := range r.Logs {
+		if r.Logs[i].Start.IsZero() { // it holds nothing older than the trust domain
+			r.Logs[i].Start = oldest(out)
+		}
+	}
+	return r, nil
+}
+
+func oldest(as []link.Authority) time.Time {
+	t := as[0].Start
+	for _, a := range as {
+		if a.Start.Before(t) {
+			t = a.Start
+		}
+	}
+	return t
 }
 
 // addEKs says which TPMs are genuine, which of them are ours, and which were

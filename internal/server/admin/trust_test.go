@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/json"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/svid"
 	"github.com/rootlink/rootlink/pkg/timestamp"
+	"github.com/rootlink/rootlink/pkg/tlog"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
@@ -162,15 +164,23 @@ func TestAuthorityWindows(t *testing.T) {
 	}
 }
 
-// What the server's timestamp authority says must count with every verifier
-// that the export reaches, Sigstore's among them.
-func TestExportNamesTheTimestampAuthority(t *testing.T) {
+// What the server's timestamp authority and log say must count with every
+// verifier that the export reaches, Sigstore's among them, which read no v0.2.
+func TestExportNamesTimestampAuthorityAndLog(t *testing.T) {
 	f := newFixture(t)
 	a, err := tsa.Open(tsa.Config{Dir: t.TempDir(), Name: "example.org", Now: func() time.Time { return f.clock }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.timestamps = a.Authorities()
+	for i := range f.timestamps {
+		f.timestamps[i].Operator = "example.org"
+	}
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.logs = []tlog.Log{{Origin: "log.example.org", Key: pub, ID: tlog.LogID("log.example.org", pub), Operator: "example.org"}}
 	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
 	root, err := link.ParseTrustedRoot(trust.File().TrustedRoot)
 	if err != nil {
@@ -178,6 +188,16 @@ func TestExportNamesTheTimestampAuthority(t *testing.T) {
 	}
 	if len(root.Timestamps) != len(f.timestamps) || !root.Timestamps[0].Chain[0].Equal(f.timestamps[0].Chain[0]) {
 		t.Errorf("%d timestamp authorities", len(root.Timestamps))
+	}
+	if len(root.Logs) != 1 || root.Logs[0].Origin != "log.example.org" {
+		t.Errorf("%d logs", len(root.Logs))
+	}
+	r, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{Format: "sigstore"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(r.Document), "trustedroot+json;version=0.1") {
+		t.Errorf("%.200s", r.Document)
 	}
 }
 
