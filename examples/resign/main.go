@@ -1,9 +1,15 @@
-// Resign is the attack of the demo: it takes the statement out of a genuine
-// bundle, signs it again with another SVID's key and wraps it in that SVID. The
-// signature is good and the certificate is the authority's own. What is missing
-// is the hardware.
+// Resign is two attacks of the demo.
 //
 //	resign BUNDLE SVID.pem KEY.pem OUT
+//
+// takes the statement out of a genuine bundle, signs it again with another SVID's
+// key and wraps it in that SVID. The signature is good and the certificate is the
+// authority's own. What is missing is the hardware. Timestamps and log entries
+// are of the old signature, so they are left out.
+//
+//	resign BUNDLE OUT
+//
+// leaves the signature as it is, and takes its timestamps and log entries off.
 package main
 
 import (
@@ -23,24 +29,58 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 5 {
-		fmt.Fprintln(os.Stderr, "usage: resign BUNDLE SVID.pem KEY.pem OUT")
+	var err error
+	switch len(os.Args) {
+	case 3:
+		err = strip(os.Args[1], os.Args[2])
+	case 5:
+		err = resign(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
+	default:
+		fmt.Fprintln(os.Stderr, "usage: resign BUNDLE [SVID.pem KEY.pem] OUT")
 		os.Exit(2)
 	}
-	if err := resign(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
 }
 
-func resign(bundleFile, certFile, keyFile, out string) error {
-	raw, err := os.ReadFile(bundleFile)
+// read takes a bundle without what attests its time.
+func read(name string) (*bundlev1.Bundle, error) {
+	raw, err := os.ReadFile(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var b bundlev1.Bundle
 	if err := protojson.Unmarshal(raw, &b); err != nil {
-		return fmt.Errorf("%s: %w", bundleFile, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if vm := b.GetVerificationMaterial(); vm != nil {
+		vm.TimestampVerificationData, vm.TlogEntries = nil, nil
+	}
+	return &b, nil
+}
+
+func write(b *bundlev1.Bundle, name string) error {
+	raw, err := protojson.Marshal(b)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, raw, 0o644)
+}
+
+func strip(bundleFile, out string) error {
+	b, err := read(bundleFile)
+	if err != nil {
+		return err
+	}
+	return write(b, out)
+}
+
+func resign(bundleFile, certFile, keyFile, out string) error {
+	b, err := read(bundleFile)
+	if err != nil {
+		return err
 	}
 	envelope := b.GetDsseEnvelope()
 	if len(envelope.GetSignatures()) != 1 {
@@ -69,15 +109,8 @@ func resign(bundleFile, certFile, keyFile, out string) error {
 		return err
 	}
 	envelope.Signatures[0].Sig = sig
-	material := b.GetVerificationMaterial()
-	material.GetCertificate().RawBytes = cert
-	// What attests the time of the old signature says nothing about this one.
-	material.TimestampVerificationData, material.TlogEntries = nil, nil
-	forged, err := protojson.Marshal(&b)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(out, forged, 0o644)
+	b.GetVerificationMaterial().GetCertificate().RawBytes = cert
+	return write(b, out)
 }
 
 func pemBlock(file, kind string) ([]byte, error) {
