@@ -41,9 +41,7 @@ func (v *verifier) verifyLinks() {
 	if len(v.in.Links)+len(v.in.Classic) > MaxLinks {
 		v.dead = true
 	}
-	for _, in := range v.in.Links {
-		v.check("link.verified", "verify.md, the checks of a link", "", link.ErrPolicy, func() (string, error) { return v.verifyLink(in) })
-	}
+	v.judgeBundles()
 	// One forged link does not keep the others from being looked at, and
 	// nothing is built on any of them then.
 	v.dead = v.dead || errors.Is(v.first.class, link.ErrCrypto)
@@ -53,59 +51,98 @@ func (v *verifier) verifyLinks() {
 	v.check("links.build", "layouts.md, one build", "", link.ErrPolicy, v.oneBuild)
 }
 
-func (v *verifier) verifyLink(in link.LinkInput) (string, error) {
-	about := func(err error) error { return &detail{link: in.Name, err: fmt.Errorf("%s: %w", in.Name, err)} }
-	query := link.Input{Links: []link.LinkInput{in}, LeastSerial: v.in.LeastSerial, NotBefore: v.in.NotBefore, Clock: v.in.Clock}
-	// What the link claims chooses only what it is compared with.
-	var step *Step
-	if b, err := link.ParseBundle(in.Bundle); err == nil {
-		claim, err := b.UnverifiedStatement()
-		if err != nil {
-			return "", about(err)
+// judgeBundles has pkg/link judge all bundles in one go, each with the identity
+// that its step asks for.
+func (v *verifier) judgeBundles() {
+	query := link.Input{LeastSerial: v.in.LeastSerial, NotBefore: v.in.NotBefore, Clock: v.in.Clock, Seen: v.in.Checkpoints}
+	report := func(name string, do func() (string, error)) bool {
+		return v.check("link.verified", "verify.md, the checks of a link", "", link.ErrPolicy, func() (string, error) {
+			text, err := do()
+			if err != nil {
+				err = &detail{link: name, err: fmt.Errorf("%s: %w", name, err)}
+			}
+			return text, err
+		})
+	}
+	for _, in := range v.in.Links {
+		left, err := v.assign(&in)
+		if err != nil || left != "" {
+			report(in.Name, func() (string, error) { return left, err })
+			continue
 		}
-		if id := claim.Environment.BuildID; v.in.BuildID != "" && id != v.in.BuildID && id != "" {
-			v.leftOut[claim.Step] = append(v.leftOut[claim.Step], in.Name)
-			return fmt.Sprintf("%s is of build %s: left out", in.Name, id), nil
-		}
-		owner := v.owner[claim.Step]
-		if owner == nil {
-			return "", about(fmt.Errorf("it is of step %q, which the layout does not have", claim.Step))
-		}
-		step = owner.step(claim.Step)
-		if len(step.Identities) == 0 {
-			return "", about(fmt.Errorf("step %q takes no bundles: the layout names no SPIFFE identity for it", step.Name))
-		}
-		query.Identity, query.ExitCode = step.Identities[0], step.ExitCode
-		if uris := b.UnverifiedCertificate().URIs; len(uris) == 1 {
-			for _, p := range step.Identities {
-				if link.MatchPattern(p, uris[0].String()) {
-					query.Identity = p
-					break
-				}
+		query.Links = append(query.Links, in)
+	}
+	if v.dead || len(query.Links) == 0 {
+		return
+	}
+	res, _ := link.Verify(query, v.trust, v.now) // each link says how it fared
+	v.res.Links, v.res.Checkpoints = res.Links, res.Checkpoints
+	for i := range res.Links {
+		r := &res.Links[i]
+		report(r.Name, func() (string, error) { return v.accept(r) })
+	}
+}
+
+// assign says whom a bundle is compared with. What the bundle claims of itself
+// chooses no more than that. left is why it is not judged at all.
+func (v *verifier) assign(in *link.LinkInput) (left string, err error) {
+	in.Identity = "spiffe://" + v.trust.TrustDomain() + "/**"
+	b, err := link.ParseBundle(in.Bundle)
+	if err != nil {
+		return "", nil // it is refused for its form
+	}
+	claim, err := b.UnverifiedStatement()
+	if err != nil {
+		return "", err
+	}
+	if id := claim.Environment.BuildID; v.in.BuildID != "" && id != v.in.BuildID && id != "" {
+		v.leftOut[claim.Step] = append(v.leftOut[claim.Step], in.Name)
+		return fmt.Sprintf("%s is of build %s: left out", in.Name, id), nil
+	}
+	owner := v.owner[claim.Step]
+	if owner == nil {
+		return "", fmt.Errorf("it is of step %q, which the layout does not have", claim.Step)
+	}
+	step := owner.step(claim.Step)
+	if len(step.Identities) == 0 {
+		return "", fmt.Errorf("step %q takes no bundles: the layout names no SPIFFE identity for it", step.Name)
+	}
+	in.Identity, in.ExitCode = step.Identities[0], step.ExitCode
+	if uris := b.UnverifiedCertificate().URIs; len(uris) == 1 {
+		for _, p := range step.Identities {
+			if link.MatchPattern(p, uris[0].String()) {
+				in.Identity = p
+				break
 			}
 		}
-	} else {
-		query.Identity = "spiffe://" + v.trust.TrustDomain() + "/**" // it is refused for its form
 	}
-	res, err := link.Verify(query, v.trust, v.now)
-	v.res.Links = append(v.res.Links, res.Links...)
-	if err != nil {
-		return "", about(err)
+	return "", nil
+}
+
+// accept takes a link that verified into its step.
+func (v *verifier) accept(r *link.LinkResult) (_ string, err error) {
+	if r.Verdict != link.VerdictVerified {
+		if f := r.Failure; f == nil {
+			return "", errors.New("it was not judged")
+		} else if f.Class == link.ClassCryptographic {
+			return "", fmt.Errorf("%w: %s: %s", link.ErrCrypto, f.Check, f.Message)
+		} else {
+			return "", fmt.Errorf("%s: %s", f.Check, f.Message)
+		}
 	}
-	r := &v.res.Links[len(v.res.Links)-1]
 	s := r.Statement()
 	l := &stepLink{
-		name: in.Name, step: s.Step, signer: r.Chain.SVID.SPIFFEID, ek: r.Chain.EK.SHA256, buildID: s.Environment.BuildID,
+		name: r.Name, step: s.Step, signer: r.Chain.SVID.SPIFFEID, ek: r.Chain.EK.SHA256, buildID: s.Environment.BuildID,
 		command: s.Command, result: r,
 	}
 	if l.materials, err = artifactsOf(s.Materials); err != nil {
-		return "", about(err)
+		return "", err
 	}
 	if l.products, err = artifactsOf(s.Subjects); err != nil {
-		return "", about(err)
+		return "", err
 	}
 	v.links[s.Step] = append(v.links[s.Step], l)
-	return fmt.Sprintf("%s: step %q by %s", in.Name, s.Step, l.signer), nil
+	return fmt.Sprintf("%s: step %q by %s", r.Name, s.Step, l.signer), nil
 }
 
 // artifactsOf refuses names that do not stay in the tree: a rule about "src/*"

@@ -31,6 +31,8 @@ type Input struct {
 	// Clock is the present when Verify is to judge as if it were another time,
 	// which is its now. Zero: now is the present.
 	Clock time.Time
+	// Checkpoints are link.Input's: the trees that logs have shown before.
+	Checkpoints []link.SeenCheckpoint
 	// Inspect runs an inspection in a place of its own that holds the
 	// artifacts. nil: none is run, and a layout that has one is refused unless
 	// SkipInspections says that this is known.
@@ -68,6 +70,8 @@ type Result struct {
 	Steps     []StepResult      `json:"steps"`
 	Links     []link.LinkResult `json:"links"`
 	Artifacts []ArtifactResult  `json:"artifacts"`
+	// Checkpoints are the largest tree seen of each known log.
+	Checkpoints []link.SeenCheckpoint `json:"checkpoints,omitempty"`
 	// Checks concern the whole and the steps. A link's own are in it.
 	Checks []Check `json:"checks"`
 }

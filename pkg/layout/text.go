@@ -19,6 +19,9 @@ func (r *Result) Text() string {
 	} else {
 		line("REFUSED: %s", link.Clean(r.Failure.Message))
 	}
+	if !r.AsIf.IsZero() {
+		line("AS IF IT WERE %s: it says nothing of now", stamp(r.AsIf))
+	}
 	for _, l := range r.Layouts {
 		line("layout %s, serial %d, signed by %s, until %s", l.Name, l.Serial, link.Clean(strings.Join(l.Signers, ", ")), stamp(l.Expires))
 	}

@@ -41,9 +41,6 @@ type Input struct {
 	// Clock is the present when Verify is to judge as if it were another time,
 	// which is its now. Zero: now is the present.
 	Clock time.Time
-	// ExitCode is how the steps must have ended: 0 unless a layout expects
-	// another.
-	ExitCode int
 }
 
 // LinkInput is one bundle with what ships beside it.
@@ -53,6 +50,9 @@ type LinkInput struct {
 	EventLog []byte // optional; must have the digest that the evidence names
 	// LogProofs are log entries of the AK certificate (JSON), see LogProofName.
 	LogProofs [][]byte
+	// Identity is what this link's signer must match, instead of Input's.
+	Identity string
+	ExitCode int // how the step must have ended, as a layout may expect
 }
 
 // Artifact is a file or directory whose digest the caller took.
@@ -146,6 +146,9 @@ type LinkResult struct {
 	TakenOnWordOf []Word   `json:"taken_on_word_of"`
 
 	Checks []attest.Check `json:"checks"`
+
+	// Failure is this link's first; Result.Failure is that of all.
+	Failure *Failure `json:"failure,omitempty"`
 
 	stmt *Statement // once its signature was checked
 }

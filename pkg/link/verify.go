@@ -55,15 +55,18 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		v := &linkVerifier{
 			in: l, trust: trust, now: now, at: now, clock: in.Clock, seen: seen, authorities: map[string]bool{},
 			time:     LinkTime{At: now.UTC(), Needed: trust.file.Time.AuthoritiesNeeded, Sources: []TimeSource{}, Logs: []LogEntry{}},
-			identity: in.Identity, notBefore: in.NotBefore, exitCode: in.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
+			identity: cmp.Or(l.Identity, in.Identity), notBefore: in.NotBefore, exitCode: l.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
 			out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},
 		}
 		if !ok {
 			skip(&v.out.Checks, v.checks())
 		} else if linkFirst := (failure{link: l.Name}); run(&v.out.Checks, &v.sub, &linkFirst, v.checks()) {
 			v.out.Verdict = VerdictVerified
-		} else if first.err == nil {
-			first = linkFirst
+		} else {
+			v.out.Failure = linkFirst.public()
+			if first.err == nil {
+				first = linkFirst
+			}
 		}
 		v.time.Authorities = len(v.authorities)
 		v.out.Time = v.time
@@ -155,14 +158,17 @@ func checkTrustWindow(t *Trust, now time.Time) (string, error) {
 }
 
 func checkInput(in Input) (string, error) {
-	if in.Identity == "" {
-		return "", errors.New("no identity to expect: any enrolled signer would do")
-	}
-	if err := ValidatePattern(in.Identity); err != nil {
-		return "", err
-	}
 	if len(in.Links) == 0 {
 		return "", errors.New("no link")
+	}
+	for _, l := range in.Links {
+		identity := cmp.Or(l.Identity, in.Identity)
+		if identity == "" {
+			return "", errors.New("no identity to expect: any enrolled signer would do")
+		}
+		if err := ValidatePattern(identity); err != nil {
+			return "", err
+		}
 	}
 	if len(in.Links) > MaxLinks {
 		return "", fmt.Errorf("%d links, at most %d allowed", len(in.Links), MaxLinks)
