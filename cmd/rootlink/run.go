@@ -51,6 +51,9 @@ command cannot be run, 127 when it is not found.`,
 				return cli.Fail(cli.ExitRun, errors.New("run has no --output json: stdout is the command's"),
 					"name the bundle with --bundle-out FILE; `rootlink inspect --output json FILE` prints what it says")
 			}
+			if c.Flags().Changed("bundle-dir") && s.LinkOut != "" {
+				return cli.Fail(cli.ExitRun, errors.New("both --bundle-dir and --link-out"), "give one of them")
+			}
 			if c.Flags().Changed("bundle-dir") && s.BundleOut != "" {
 				return cli.Fail(cli.ExitRun, fmt.Errorf("both --bundle-dir and --bundle-out"), "give one of them")
 			}
@@ -77,6 +80,7 @@ command cannot be run, 127 when it is not found.`,
 	f.StringArrayVar(&s.Exclude, "exclude", nil, "pattern of names to leave out of both, such as '*.o' or 'dist/**/tmp' (repeatable)")
 	f.StringVar(&s.BundleDir, "bundle-dir", ".", "directory for the bundle, STEP.KEY.sigstore.json")
 	f.StringVar(&s.BundleOut, "bundle-out", "", "file for the bundle")
+	f.StringVar(&s.LinkOut, "link-out", "", "file for a classic in-toto link (Metablock with certificate) in place of the bundle")
 	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
 	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
 	f.StringArrayVar(&s.ExtraEnv, "env", nil, "name of a further environment variable to record (repeatable)")

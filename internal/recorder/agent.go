@@ -22,6 +22,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/layout"
 	"github.com/rootlink/rootlink/pkg/link"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
@@ -198,9 +199,14 @@ func temporary(err error) bool {
 	return false
 }
 
+// Prepared is what a step's one key will sign: a *link.Prepared or a
+// *layout.Classic.
+type Prepared interface{ Digest() [32]byte }
+
 // Signed is a bundle and the logs that its evidence names.
 type Signed struct {
 	Bundle   *link.Bundle
+	Classic  []byte   // in place of the bundle
 	KeyHash  [32]byte // SHA-256 of the key's SPKI
 	EventLog []byte
 	IMALog   []byte
@@ -219,7 +225,7 @@ const (
 // Sign makes a key, has the TPM commit it to the statement, gets its SVID and
 // signs. It retries under the same measurement until ctx ends; waiting is told
 // each reason.
-func (a *Agent) Sign(ctx context.Context, p *link.Prepared, waiting func(error)) (*Signed, error) {
+func (a *Agent) Sign(ctx context.Context, p Prepared, waiting func(error)) (*Signed, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -259,7 +265,7 @@ func (a *Agent) Sign(ctx context.Context, p *link.Prepared, waiting func(error))
 	}
 }
 
-func (a *Agent) signOnce(ctx context.Context, p *link.Prepared, key *ecdsa.PrivateKey, spki []byte) (*Signed, error) {
+func (a *Agent) signOnce(ctx context.Context, p Prepared, key *ecdsa.PrivateKey, spki []byte) (*Signed, error) {
 	ctx, cancel := context.WithTimeout(withHeader(ctx), oneAttempt)
 	defer cancel()
 	digest := p.Digest()
@@ -287,7 +293,16 @@ func (a *Agent) signOnce(ctx context.Context, p *link.Prepared, key *ecdsa.Priva
 	if len(leaf.URIs) != 1 {
 		return nil, fmt.Errorf("the SVID has %d URIs, not one", len(leaf.URIs))
 	}
-	b, err := p.Sign(key, leaf)
+	var b *link.Bundle
+	var classic []byte
+	switch p := p.(type) {
+	case *link.Prepared:
+		b, err = p.Sign(key, leaf)
+	case *layout.Classic:
+		classic, err = p.Sign(key, leaf)
+	default:
+		err = fmt.Errorf("nothing signs a %T", p)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +311,7 @@ func (a *Agent) signOnce(ctx context.Context, p *link.Prepared, key *ecdsa.Priva
 		return nil, err
 	}
 	return &Signed{
-		Bundle: b, KeyHash: sha256.Sum256(spki), Evidence: ev, SPIFFEID: leaf.URIs[0].String(),
+		Bundle: b, Classic: classic, KeyHash: sha256.Sum256(spki), Evidence: ev, SPIFFEID: leaf.URIs[0].String(),
 		EventLog: resp.GetEventLog(), IMALog: resp.GetImaLog(),
 		Announced: announced{resp.GetTimestampUrls(), resp.GetLogUrl()},
 	}, nil

@@ -22,23 +22,10 @@ func (r *state) write(s *Signed, proof *stamp.Outcome) error {
 		return err
 	}
 	out := r.bundlePath(s)
-	dir := filepath.Dir(out)
-	for _, log := range []struct {
-		digest *attest.TypedDigest
-		data   []byte
-		suffix string
-	}{{s.Evidence.EventLog, s.EventLog, ""}, {s.Evidence.IMALog, s.IMALog, ".imalog"}} {
-		if log.digest == nil || len(log.data) == 0 {
-			continue
-		}
-		name := link.EventLogName(log.digest)
-		if log.suffix != "" {
-			name = fmt.Sprintf("%s-%x%s", log.digest.Alg, log.digest.Value, log.suffix)
-		}
-		if err := writeLog(filepath.Join(dir, name), log.digest, log.data); err != nil {
-			return err
-		}
+	if err := writeLogs(filepath.Dir(out), s); err != nil {
+		return err
 	}
+	dir := filepath.Dir(out)
 	if proof != nil && proof.Proof != nil {
 		if err := files.Write(filepath.Join(dir, proof.ProofAs), proof.Proof, 0o644); err != nil {
 			return err
@@ -55,6 +42,39 @@ func (r *state) write(s *Signed, proof *stamp.Outcome) error {
 	if m := r.measured.GetMeasurement(); !m.GetRecorderProtected() {
 		r.say("the recorder is unprotected, so other programs of this user could sign in its place (%s): docs/recording.md, \"The recorder\"", m.GetUnprotectedReason())
 	}
+	return nil
+}
+
+// writeLogs writes the logs that the evidence names.
+func writeLogs(dir string, s *Signed) error {
+	for _, log := range []struct {
+		digest *attest.TypedDigest
+		data   []byte
+		suffix string
+	}{{s.Evidence.EventLog, s.EventLog, ""}, {s.Evidence.IMALog, s.IMALog, ".imalog"}} {
+		if log.digest == nil || len(log.data) == 0 {
+			continue
+		}
+		name := link.EventLogName(log.digest)
+		if log.suffix != "" {
+			name = fmt.Sprintf("%s-%x%s", log.digest.Alg, log.digest.Value, log.suffix)
+		}
+		if err := writeLog(filepath.Join(dir, name), log.digest, log.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeClassic writes a classic link. It can carry no time.
+func (r *state) writeClassic(s *Signed) error {
+	if err := writeLogs(filepath.Dir(r.LinkOut), s); err != nil {
+		return err
+	}
+	if err := files.Write(r.LinkOut, s.Classic, 0o644); err != nil {
+		return err
+	}
+	r.say("%s signed by %s, a classic link without time: what checks certificates takes it for minutes only", r.LinkOut, s.SPIFFEID)
 	return nil
 }
 

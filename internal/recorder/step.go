@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/layout"
 	"github.com/rootlink/rootlink/pkg/link"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
@@ -29,6 +30,7 @@ type Step struct {
 	Exclude   []string
 	BundleDir string // "" with BundleOut
 	BundleOut string
+	LinkOut   string // a classic link, in place of the bundle
 	Socket    string // of the agent, "" for SPIFFE_ENDPOINT_SOCKET
 	SPIFFEID  string // which identity, when several match
 	ExtraEnv  []string
@@ -78,7 +80,13 @@ func (s *Step) validate() error {
 	}
 	// What would fail at the end is to fail before hours of building.
 	dir := s.BundleDir
-	if s.BundleOut != "" {
+	switch {
+	case s.LinkOut != "" && (s.BundleOut != "" || s.AllowUnsigned || len(s.Stamping.TimestampURLs) > 0 || s.Stamping.LogURL != ""):
+		return usage("leave it out, or run without --link-out: one key signs one statement, and the classic form holds neither time nor log entry",
+			"--link-out with --bundle-out, --if-unavailable unsigned, --timestamp-url or --log-url")
+	case s.LinkOut != "":
+		dir = filepath.Dir(s.LinkOut)
+	case s.BundleOut != "":
 		dir = filepath.Dir(s.BundleOut)
 	}
 	if st, err := os.Stat(dir); err != nil {
@@ -350,7 +358,13 @@ func (r *state) after(materials *Recording) error {
 	if r.agent == nil {
 		return r.writeUnsigned(prepared)
 	}
-	signed, err := r.sign(ctx, prepared)
+	var toSign Prepared = prepared
+	if r.LinkOut != "" {
+		if toSign, err = layout.PrepareClassic(&r.stmt); err != nil {
+			return err
+		}
+	}
+	signed, err := r.sign(ctx, toSign)
 	if err != nil {
 		if r.AllowUnsigned && Unavailable(err) && ctx.Err() == nil {
 			r.unsigned(err)
@@ -360,6 +374,9 @@ func (r *state) after(materials *Recording) error {
 	}
 	if r.SPIFFEID != "" && signed.SPIFFEID != r.SPIFFEID {
 		return fmt.Errorf("the agent issued %s, not the identity that --spiffe-id asks for", signed.SPIFFEID)
+	}
+	if r.LinkOut != "" {
+		return r.writeClassic(signed)
 	}
 	return r.finish(ctx, signed)
 }
@@ -387,7 +404,7 @@ func (r *state) noteSkipped(recs ...*Recording) {
 // silence is how long the agent may take for a signature without a word to the user.
 const silence = 5 * time.Second
 
-func (r *state) sign(ctx context.Context, p *link.Prepared) (*Signed, error) {
+func (r *state) sign(ctx context.Context, p Prepared) (*Signed, error) {
 	limited, cancel := context.WithTimeout(ctx, r.IssueTimeout)
 	defer cancel()
 	var mu sync.Mutex
