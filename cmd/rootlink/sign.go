@@ -63,7 +63,7 @@ command cannot be run, 127 when it is not found.`,
 	f := cmd.Flags()
 	f.StringVar(&s.Type, "type", "", "predicate type")
 	f.StringVar(&s.Predicate, "predicate", "", "`FILE` with the predicate, a JSON object")
-	f.StringArrayVar(&s.OCI, "subject-oci", nil, "image that it is about, as `REF@sha256:DIGEST` (repeatable)")
+	f.StringArrayVar(&s.OCI, "subject-oci", nil, "image that it is about: `REF` is NAME@sha256:DIGEST, or oci-layout:DIR or oci:HOST/REPOSITORY:TAG to look it up (repeatable)")
 	f.StringArrayVar(&s.Exclude, "exclude", nil, "pattern of names to leave out of directories (repeatable)")
 	f.StringVar(&s.Name, "step", "", "name of the bundle (default the short name of the type)")
 	f.StringVar(&s.BundleDir, "bundle-dir", ".", "directory for the bundle, STEP.KEY.sigstore.json")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/oci"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -29,7 +30,7 @@ type Sign struct {
 	Type      string   // predicate type, a name or URI
 	Predicate string   // file; "-" is the command's stdout, or ours stdin without a command
 	Artifacts []string // what it is about: files and directories
-	OCI       []string // and images, as REF@sha256:HEX
+	OCI       []string // and images, as NAME@sha256:HEX, or a reference of package oci to look it up
 	Exclude   []string
 	Command   []string // makes the predicate; empty: rootlink reads it
 
@@ -70,6 +71,12 @@ func (s *Sign) validate() (uri string, images []link.Resource, step *Step, err e
 		return fail("a short name, or the predicate type's whole URI", "--type: %w", err)
 	}
 	for _, ref := range s.OCI {
+		if oci.IsRef(ref) {
+			if _, err := oci.ParseRef(ref); err != nil {
+				return fail("such as oci-layout:DIR or oci:HOST/REPOSITORY:TAG", "--subject-oci: %w", err)
+			}
+			continue // looked up once the group is given up
+		}
 		m := ociSubject.FindStringSubmatch(ref)
 		if m == nil {
 			return fail("such as registry.example/app@sha256:… with 64 digits: a tag can be moved, a digest cannot", "--subject-oci %q names no digest", ref)
@@ -116,6 +123,10 @@ func (s *Sign) Run() (code int, err error) {
 	if err != nil {
 		return 0, explain(err)
 	}
+	looked, err := s.lookImages()
+	if err != nil {
+		return 0, explain(err)
+	}
 	raw, st, err := s.make(r, path)
 	if err != nil {
 		return 0, explain(err)
@@ -126,7 +137,31 @@ func (s *Sign) Run() (code int, err error) {
 		}
 		return st.Code, nil
 	}
-	return 0, explain(s.sign(r, uri, raw, images, before))
+	again, err := s.lookImages()
+	if err != nil {
+		return 0, explain(err)
+	}
+	if !sameResources(looked, again) {
+		return 0, cli.Fail(cli.ExitRun, errors.New("an image changed while the predicate was made"), "name it by @sha256:…, or run it when nothing else pushes there")
+	}
+	return 0, explain(s.sign(r, uri, raw, append(images, looked...), before))
+}
+
+// lookImages finds the images that were named by where they are.
+func (s *Sign) lookImages() (images []link.Resource, err error) {
+	ctx, stop := interruptible()
+	defer stop()
+	for _, ref := range s.OCI {
+		if !oci.IsRef(ref) {
+			continue
+		}
+		name, digest, err := oci.Resolve(ctx, ref)
+		if err != nil {
+			return nil, cli.Hint(fmt.Errorf("--subject-oci: %w", err), "`rootlink sign --help` and docs/oci.md say how images are named")
+		}
+		images = append(images, link.Resource{Name: name, Digest: map[string]string{"sha256": digest}})
+	}
+	return images, nil
 }
 
 // make runs the tool and returns the predicate that it made or read.

@@ -184,7 +184,7 @@ func outcome(res *link.Result, err error) error {
 // hint says what to do about a failed check.
 func hint(f *link.Failure, err error) string {
 	if errors.Is(err, link.ErrExpired) {
-		return "verify within the SVID's lifetime; a timestamp in the bundle would make it last (not supported yet)"
+		return "verify within the SVID's lifetime; a timestamp in the bundle, which `rootlink stamp` adds within it, makes it last"
 	}
 	if errors.Is(err, link.ErrNotYetValid) {
 		return "check this machine's clock, and that of the one that issued it"
