@@ -33,7 +33,17 @@ func (s Stamping) check() error {
 }
 
 // Plan is that of a command that no server tells anything.
-func (s Stamping) Plan() (stamp.Plan, error) { return s.plan(announced{}) }
+func (s Stamping) Plan() (stamp.Plan, error) { return s.final(announced{}) }
+
+// final is plan once it is known what the server announces: whoever asked for
+// several authorities must not end up with none.
+func (s Stamping) final(a announced) (stamp.Plan, error) {
+	p, err := s.plan(a)
+	if err == nil && p.Needed > 1 && len(p.Timestamps) == 0 {
+		err = cli.Fail(cli.ExitRun, fmt.Errorf("%d timestamps are needed and no authority is known", p.Needed), "--timestamp-url names them")
+	}
+	return p, err
+}
 
 // plan decides what a bundle is to have.
 func (s Stamping) plan(a announced) (stamp.Plan, error) {
@@ -86,7 +96,7 @@ func (r *state) finish(ctx context.Context, s *Signed) error {
 	if len(said.timestamps) == 0 && said.log == "" && r.measured != nil {
 		said = announced{r.measured.GetTimestampUrls(), r.measured.GetLogUrl()}
 	}
-	plan, err := r.Stamping.plan(said)
+	plan, err := r.Stamping.final(said)
 	if err != nil {
 		return err
 	}

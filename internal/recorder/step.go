@@ -287,7 +287,7 @@ func (r *state) onExec(e *Exec) error {
 		return err
 	}
 	r.measured = m
-	if _, err := r.Stamping.plan(announced{m.GetTimestampUrls(), m.GetLogUrl()}); err != nil {
+	if _, err := r.Stamping.final(announced{m.GetTimestampUrls(), m.GetLogUrl()}); err != nil {
 		return err
 	}
 	if e.N == 1 && !m.GetMeasurement().GetRecorderProtected() {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -86,7 +87,10 @@ func logServer(t *testing.T, b *link.Bundle, w *forge.World, bend func(path stri
 		t.Fatal(err)
 	}
 	akIndex := log.AppendCertificate(t, ak, w.CA.Cert, w.CA.Key)
+	var mu sync.Mutex // guards log
 	return serve(t, func(rw http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
 		index := akIndex
 		if r.Method == http.MethodPost {
 			var q entryRequest
