@@ -1,11 +1,11 @@
-// Command witness is Witness's own code (go-witness) under a small command line:
+// Command witness is Witness's own code (go-witness) under Witness's own flags:
 // its runner with its SPIFFE signer and RFC 3161 client, and its policy verifier.
-// It is put together from go-witness's packages as `witness run` and `witness
-// verify` do it.
+// It is put together from go-witness's packages as the witness command is, whose
+// module does not resolve.
 //
-//	witness run --spiffe-socket ADDR [--timestamp-url URL] --step NAME --out FILE -- COMMAND…
-//	witness policy --root PEM [--tsa-root PEM] --uri SPIFFE-ID --step NAME --out FILE
-//	witness verify --policy FILE --attestation FILE ARTIFACT
+//	witness run --step NAME --signer-spiffe-socket-path ADDR [--timestamp-servers URL] --outfile FILE -- COMMAND…
+//	witness sign --signer-file-key-path PEM --infile FILE --outfile FILE
+//	witness verify --policy FILE --publickey PEM --attestations FILE --artifactfile FILE
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -28,16 +29,16 @@ import (
 	"github.com/in-toto/go-witness/dsse"
 	"github.com/in-toto/go-witness/intoto"
 	"github.com/in-toto/go-witness/policy"
+	"github.com/in-toto/go-witness/signer/file"
 	"github.com/in-toto/go-witness/signer/spiffe"
 	"github.com/in-toto/go-witness/source"
 	"github.com/in-toto/go-witness/timestamp"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func main() {
-	commands := map[string]func([]string) error{"run": run, "policy": makePolicy, "verify": verify}
+	commands := map[string]func([]string) error{"run": run, "sign": sign, "verify": verify}
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: witness run|policy|verify …")
+		fmt.Fprintln(os.Stderr, "usage: witness run|sign|verify …")
 		os.Exit(2)
 	}
 	if err := commands[os.Args[1]](os.Args[2:]); err != nil {
@@ -48,10 +49,10 @@ func main() {
 
 func run(args []string) error {
 	fs := flag.NewFlagSet("run", flag.ExitOnError)
-	socket := fs.String("spiffe-socket", os.Getenv("SPIFFE_ENDPOINT_SOCKET"), "")
-	tsa := fs.String("timestamp-url", "", "")
+	socket := fs.String("signer-spiffe-socket-path", "", "")
+	tsa := fs.String("timestamp-servers", "", "")
 	step := fs.String("step", "", "")
-	out := fs.String("out", "", "")
+	out := fs.String("outfile", "", "")
 	_ = fs.Parse(args)
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -98,82 +99,66 @@ func run(args []string) error {
 	return write(*out, envelope)
 }
 
-// makePolicy writes a policy of one step whose functionary is the holder of a
-// certificate with that URI under that root.
-func makePolicy(args []string) error {
-	fs := flag.NewFlagSet("policy", flag.ExitOnError)
-	root := fs.String("root", "", "")
-	tsaRoot := fs.String("tsa-root", "", "")
-	uri := fs.String("uri", "", "")
-	step := fs.String("step", "", "")
-	out := fs.String("out", "", "")
+func sign(args []string) error {
+	fs := flag.NewFlagSet("sign", flag.ExitOnError)
+	key := fs.String("signer-file-key-path", "", "")
+	in := fs.String("infile", "", "")
+	out := fs.String("outfile", "", "")
 	_ = fs.Parse(args)
-
-	ca, err := os.ReadFile(*root)
+	signer, err := file.New(file.WithKeyPath(*key)).Signer(context.Background())
 	if err != nil {
 		return err
 	}
-	const any = policy.AllowAllConstraint
-	p := policy.Policy{
-		Expires: metav1.NewTime(time.Now().Add(time.Hour)),
-		Roots:   map[string]policy.Root{"authority": {Certificate: ca}},
-		Steps: map[string]policy.Step{*step: {
-			Name: *step,
-			Functionaries: []policy.Functionary{{Type: "root", CertConstraint: policy.CertConstraint{
-				Roots: []string{"authority"}, URIs: []string{*uri},
-				CommonName: any, DNSNames: []string{any}, Emails: []string{any}, Organizations: []string{any},
-			}}},
-			Attestations: []policy.Attestation{{Type: commandrun.Type}, {Type: product.ProductType}},
-		}},
+	payload, err := os.ReadFile(*in)
+	if err != nil {
+		return err
 	}
-	if *tsaRoot != "" {
-		tsa, err := os.ReadFile(*tsaRoot)
-		if err != nil {
-			return err
-		}
-		p.TimestampAuthorities = map[string]policy.Root{"tsa": {Certificate: tsa}}
+	envelope, err := dsse.Sign(policy.PolicyPredicate, bytes.NewReader(payload), dsse.SignWithSigners(signer))
+	if err != nil {
+		return err
 	}
-	return write(*out, p)
+	return write(*out, envelope)
 }
 
-// verify is what go-witness's policyverify does once the policy's own signature
-// is found good.
+// verify does what go-witness's policyverify does.
 func verify(args []string) error {
 	fs := flag.NewFlagSet("verify", flag.ExitOnError)
 	policyFile := fs.String("policy", "", "")
-	file := fs.String("attestation", "", "")
+	publicKey := fs.String("publickey", "", "")
+	attestations := fs.String("attestations", "", "")
+	artifactFile := fs.String("artifactfile", "", "")
 	_ = fs.Parse(args)
-	artifact, err := os.ReadFile(fs.Arg(0))
+	artifact, err := os.ReadFile(*artifactFile)
 	if err != nil {
 		return err
 	}
 	digest := sha256.Sum256(artifact)
 
-	raw, err := os.ReadFile(*policyFile)
+	p, err := openPolicy(*policyFile, *publicKey)
 	if err != nil {
-		return err
-	}
-	var p policy.Policy
-	if err := json.Unmarshal(raw, &p); err != nil {
-		return err
+		return fmt.Errorf("policy: %w", err)
 	}
 	trust, err := p.TrustBundles()
 	if err != nil {
 		return err
 	}
-	var options []dsse.VerificationOption
+	var roots, intermediates []*x509.Certificate
 	for _, b := range trust {
-		options = append(options, dsse.VerifyWithRoots(b.Root), dsse.VerifyWithIntermediates(b.Intermediates...))
+		roots, intermediates = append(roots, b.Root), append(intermediates, b.Intermediates...)
 	}
 	tsas, err := p.TimestampAuthorityTrustBundles()
 	if err != nil {
 		return err
 	}
+	var clocks []timestamp.TimestampVerifier
 	for _, b := range tsas {
-		options = append(options, dsse.VerifyWithTimestampVerifiers(timestamp.NewVerifier(timestamp.VerifyWithCerts(append(b.Intermediates, b.Root)))))
+		clocks = append(clocks, timestamp.NewVerifier(timestamp.VerifyWithCerts(append(b.Intermediates, b.Root))))
+	}
+	options := []dsse.VerificationOption{
+		dsse.VerifyWithRoots(roots...), dsse.VerifyWithIntermediates(intermediates...), dsse.VerifyWithTimestampVerifiers(clocks...),
 	}
 	memory := source.NewMemorySource()
-	if err := memory.LoadFile(*file); err != nil {
+	if err := memory.LoadFile(*attestations); err != nil {
 		return err
 	}
 	accepted, steps, err := p.Verify(context.Background(),
@@ -193,6 +178,30 @@ func verify(args []string) error {
 	}
 	fmt.Println("witness: accepted")
 	return nil
+}
+
+func openPolicy(policyFile, publicKey string) (p policy.Policy, err error) {
+	raw, err := os.ReadFile(policyFile)
+	if err != nil {
+		return p, err
+	}
+	var envelope dsse.Envelope
+	if err := json.Unmarshal(raw, &envelope); err != nil {
+		return p, err
+	}
+	key, err := os.Open(publicKey)
+	if err != nil {
+		return p, err
+	}
+	defer key.Close()
+	owner, err := cryptoutil.NewVerifierFromReader(key)
+	if err != nil {
+		return p, err
+	}
+	if _, err := envelope.Verify(dsse.VerifyWithVerifiers(owner)); err != nil {
+		return p, err
+	}
+	return p, json.Unmarshal(envelope.Payload, &p)
 }
 
 func write(name string, v any) error {
