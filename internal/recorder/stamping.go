@@ -97,8 +97,11 @@ func (r *state) finish(ctx context.Context, s *Signed) error {
 		said = announced{r.measured.GetTimestampUrls(), r.measured.GetLogUrl()}
 	}
 	plan, err := r.Stamping.final(said)
-	if err != nil {
-		return err
+	if err != nil { // what is announced has changed since the tool started
+		if werr := r.write(s, nil); werr != nil {
+			return werr
+		}
+		return cli.Fail(cli.ExitRun, fmt.Errorf("%s was written without time: %w", r.bundlePath(s), err), cli.HintOf(err))
 	}
 	until := s.Bundle.UnverifiedCertificate().NotAfter.UTC()
 	if plan.Empty() {
