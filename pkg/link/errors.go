@@ -26,6 +26,8 @@ var (
 	ErrNotLogged = errors.New("no proof that a known log holds it")
 	// ErrUnsigned: a trust.json or revocation file that nobody signed.
 	ErrUnsigned = errors.New("not signed")
+	// ErrEquivocated: two trust.json files that cannot both be in one history.
+	ErrEquivocated = errors.New("another history")
 	// ErrForeignTrust: a trust.json by another key than the one that is pinned
 	// or was seen before.
 	ErrForeignTrust = errors.New("signed by another key")

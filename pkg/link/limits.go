@@ -11,6 +11,7 @@ const (
 	MaxBundle      = 32 << 20 // bytes of a bundle file
 	MaxStatement   = 20 << 20 // bytes of a statement; base64 of it fits MaxBundle
 	MaxTrust       = 8 << 20  // bytes of trust.json
+	MaxTrustFile   = 12 << 20 // bytes of trust.json or revocations with signatures: base64
 	MaxRevocations = 4 << 20  // bytes of a revocation file
 	MaxDepth       = strictjson.MaxDepth
 

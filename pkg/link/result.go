@@ -32,6 +32,12 @@ type Input struct {
 	Type string
 	// LeastSerial is the highest serial of trust.json seen before.
 	LeastSerial uint64
+	// LeastDigest is the Digest of the trust.json that had LeastSerial.
+	LeastDigest string
+	// TrustKeys are the fingerprints of the keys one of which must have signed
+	// trust.json: pinned, or those of the one seen before. None: this is the
+	// first one that the caller sees of its trust domain.
+	TrustKeys []string
 	// Seen are the trees that logs showed to this verifier before: the
 	// Checkpoints of earlier results.
 	Seen []SeenCheckpoint
@@ -97,6 +103,11 @@ type TrustInfo struct {
 	TrustDomain string    `json:"trust_domain"`
 	Serial      uint64    `json:"serial"`
 	Expires     time.Time `json:"expires"`
+	Operator    string    `json:"operator"`
+	Digest      string    `json:"digest,omitempty"` // of the signed document
+	SignedBy    []string  `json:"signed_by"`        // fingerprints of keys
+	// FirstUse: the key was neither pinned nor seen before.
+	FirstUse bool `json:"first_use,omitempty"`
 }
 
 // TimeInfo is the time T at which certificates were judged, the latest one

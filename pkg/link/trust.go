@@ -1,6 +1,7 @@
 package link
 
 import (
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -17,8 +18,8 @@ import (
 	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
-// Trust is a trust.json that is well-formed and consistent. Only ParseTrust
-// and NewTrust make one.
+// Trust is a trust.json that is well-formed and consistent. OpenTrust reads one
+// that is signed; NewTrust makes one that the caller vouches for.
 type Trust struct {
 	file         TrustFile
 	td           spiffeid.TrustDomain
@@ -32,15 +33,25 @@ type Trust struct {
 	policies     map[string][]attest.PCRPolicy // by name
 	requirements []Requirement
 	revocations  []Revocation
+	trustKeys    []crypto.PublicKey
+	trustKeyIDs  []string // their fingerprints
+	signers      []string // those that signed
+	digest       string   // hex SHA-256 of the document
 }
 
-// ParseTrust decodes trust.json. Unknown and duplicate keys are errors.
-func ParseTrust(b []byte) (*Trust, error) {
+// ParseUnsignedTrust decodes the document in trust.json, whoever signed it.
+// Unknown and duplicate keys are errors.
+func ParseUnsignedTrust(b []byte) (*Trust, error) {
 	var f TrustFile
 	if err := decodeStrict(b, MaxTrust, "trusted_root log_proofs", &f); err != nil {
 		return nil, fmt.Errorf("trust.json: %w", err)
 	}
-	return NewTrust(f)
+	t, err := NewTrust(f)
+	if err != nil {
+		return nil, err
+	}
+	t.digest = digestOf(b)
+	return t, nil
 }
 
 // NewTrust validates f.
@@ -50,7 +61,7 @@ func NewTrust(f TrustFile) (*Trust, error) {
 		return nil, fmt.Errorf("trust.json: %w", malformed("format %q version %d, want %q version %d", f.Format, f.Version, TrustFormat, FormatVersion))
 	}
 	for _, step := range []func() error{
-		t.readHead, t.readAuthorities, t.readTime, t.readEKs, t.readPolicies, t.readLayoutKeys, t.readRequirements,
+		t.readHead, t.readTrustKeys, t.readAuthorities, t.readTime, t.readEKs, t.readPolicies, t.readLayoutKeys, t.readRequirements,
 	} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("trust.json: %w", err)
@@ -91,15 +102,8 @@ func (t *Trust) CheckSerial(least uint64) error {
 	return nil
 }
 
-// WithRevocations returns t extended by a later revocation file.
-func (t *Trust) WithRevocations(b []byte) (*Trust, error) {
-	var r RevocationsFile
-	if err := decodeStrict(b, MaxRevocations, "none", &r); err != nil {
-		return nil, fmt.Errorf("revocations: %w", err)
-	}
-	if err := r.validate(); err != nil {
-		return nil, fmt.Errorf("revocations: %w", err)
-	}
+// extend adds r's revocations.
+func (t *Trust) extend(r RevocationsFile) (*Trust, error) {
 	if r.TrustDomain != t.td.Name() {
 		return nil, fmt.Errorf("revocations: %w", malformed("they are of trust domain %q, trust.json is of %q", r.TrustDomain, t.td.Name()))
 	}
@@ -342,12 +346,11 @@ func (t *Trust) revoked(kind, id string, at time.Time) (Revocation, bool) {
 	return Revocation{}, false
 }
 
-// IsTrust says whether b looks like trust.json, for commands that take any file.
+// IsTrust says whether b looks like trust.json, signed or not, for commands that
+// take any file.
 func IsTrust(b []byte) bool {
-	var head struct {
-		Format string `json:"format"`
-	}
-	return json.Unmarshal(b, &head) == nil && head.Format == TrustFormat
+	kind, _, _, err := Document(b)
+	return err == nil && kind == KindTrust
 }
 
 // IsBundle says whether b looks like a Sigstore bundle of any version.

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rootlink/rootlink/pkg/envelope"
+
 	"github.com/rootlink/rootlink/internal/forge"
 )
 
@@ -73,7 +75,7 @@ func TestTrustRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust, err := ParseTrust(raw)
+	trust, err := ParseUnsignedTrust(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +182,7 @@ func TestParseTrustRefuses(t *testing.T) {
 			if bad == good {
 				t.Fatal("the fixture is not broken")
 			}
-			if _, err := ParseTrust([]byte(bad)); !errors.Is(err, ErrMalformed) {
+			if _, err := ParseUnsignedTrust([]byte(bad)); !errors.Is(err, ErrMalformed) {
 				t.Errorf("err = %v, want ErrMalformed", err)
 			}
 		})
@@ -201,17 +203,18 @@ func TestRefusesTrustRolledBack(t *testing.T) {
 }
 
 func TestRevocationsExtend(t *testing.T) {
-	trust, err := NewTrust(testTrustFile(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, trust := signedTrust(t, nil)
 	id := strings.Repeat("11", 32)
 	later := RevocationsFile{TrustDomain: "example.org", Issued: day.Add(time.Hour), Revocations: []Revocation{{Kind: RevokedEK, ID: id, Always: true}}}
 	raw, err := later.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	more, err := trust.WithRevocations(raw)
+	signed, err := SignRevocations(raw, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := trust.WithRevocations(signed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,9 +234,23 @@ func TestRevocationsExtend(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := trust.WithRevocations(raw); err == nil {
+		signed, err := SignRevocations(raw, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := trust.WithRevocations(signed); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+	if _, err := trust.WithRevocations(raw); !errors.Is(err, ErrUnsigned) {
+		t.Errorf("unsigned: %v", err)
+	}
+	stranger, _ := testSigner(t)
+	if signed, err = SignRevocations(raw, stranger); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trust.WithRevocations(signed); !errors.Is(err, ErrForeignTrust) {
+		t.Errorf("by a stranger: %v", err)
 	}
 }
 
@@ -267,7 +284,7 @@ func FuzzParseTrust(f *testing.F) {
 	}
 	f.Add(raw)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		trust, err := ParseTrust(b)
+		trust, err := ParseUnsignedTrust(b)
 		if err != nil {
 			return
 		}
@@ -275,7 +292,7 @@ func FuzzParseTrust(f *testing.F) {
 		if err != nil {
 			t.Fatalf("parsed and cannot be written: %v", err)
 		}
-		again, err := ParseTrust(once)
+		again, err := ParseUnsignedTrust(once)
 		if err != nil {
 			t.Fatalf("written and cannot be read: %v", err)
 		}
@@ -287,12 +304,17 @@ func FuzzParseTrust(f *testing.F) {
 
 // A revocation file that is not understood must not count as an empty one.
 func TestRefusesMalformedRevocations(t *testing.T) {
-	trust, err := NewTrust(testTrustFile(t))
-	if err != nil {
-		t.Fatal(err)
+	key, trust := signedTrust(t, nil)
+	open := func(document string) error {
+		signed, err := envelope.Sign(RevocationsPayloadType, []byte(document), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = trust.WithRevocations(signed)
+		return err
 	}
 	good := `{"format":"rootlink-revocations","version":1,"trust_domain":"example.org","issued":"2030-06-01T00:00:00Z","revocations":[{"kind":"ek","id":"` + strings.Repeat("11", 32) + `","always":true}]}`
-	if _, err := trust.WithRevocations([]byte(good)); err != nil {
+	if err := open(good); err != nil {
 		t.Fatal(err)
 	}
 	for name, bad := range map[string]string{
@@ -310,7 +332,7 @@ func TestRefusesMalformedRevocations(t *testing.T) {
 			if bad == good {
 				t.Fatal("the fixture is not broken")
 			}
-			if _, err := trust.WithRevocations([]byte(bad)); !errors.Is(err, ErrMalformed) {
+			if err := open(bad); !errors.Is(err, ErrMalformed) {
 				t.Errorf("err = %v, want ErrMalformed", err)
 			}
 		})

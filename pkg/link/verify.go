@@ -32,7 +32,7 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		SchemaVersion: ResultSchema,
 		Verdict:       VerdictRefused,
 		Identity:      in.Identity,
-		Trust:         TrustInfo{TrustDomain: trust.TrustDomain(), Serial: trust.Serial(), Expires: trust.Expires()},
+		Trust:         trustInfo(in, trust),
 		Time:          TimeInfo{At: now.UTC(), Source: "the verifier's own clock: no time is attested"},
 		Links:         []LinkResult{},
 		Artifacts:     []ArtifactResult{},
@@ -44,10 +44,12 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 	}
 	var first failure
 	ok := run(&res.Checks, nil, &first, []check{
+		{"trust.signature", "DSSE v1.0; verify.md, trust.json", ErrCrypto, func() (string, error) { return checkTrustSignature(in, trust) }},
 		{"trust.window", "verify.md, trust.json", ErrPolicy, func() (string, error) { return checkTrustWindow(trust, now) }},
 		{"trust.serial", "verify.md, trust.json", ErrPolicy, func() (string, error) {
 			return fmt.Sprintf("serial %d, at least %d", trust.Serial(), in.LeastSerial), trust.CheckSerial(in.LeastSerial)
 		}},
+		{"trust.history", "verify.md, trust.json", ErrPolicy, func() (string, error) { return "", trust.CheckHistory(in.LeastSerial, in.LeastDigest) }},
 		{"input.links", "verify.md, what is judged", ErrPolicy, func() (string, error) { return checkInput(in) }},
 	})
 	seen := newCheckpoints(in.Seen)
@@ -144,6 +146,23 @@ func skip(report *[]attest.Check, checks []check) {
 	for _, c := range checks {
 		*report = append(*report, attest.Check{ID: c.id, Clause: c.clause, Outcome: attest.NotRun})
 	}
+}
+
+func trustInfo(in Input, t *Trust) TrustInfo {
+	return TrustInfo{
+		TrustDomain: t.TrustDomain(), Serial: t.Serial(), Expires: t.Expires(), Operator: t.Operator(),
+		Digest: t.digest, SignedBy: append([]string{}, t.signers...), FirstUse: len(in.TrustKeys) == 0 && len(t.signers) > 0,
+	}
+}
+
+func checkTrustSignature(in Input, t *Trust) (string, error) {
+	switch {
+	case t.digest == "" && len(in.TrustKeys) == 0:
+		return "not read from a file: the caller vouches for it", nil
+	case len(in.TrustKeys) > 0:
+		return "by a key that was pinned or seen before", t.CheckSigner(in.TrustKeys)
+	}
+	return "by a key not seen before", t.CheckSigner(t.trustKeyIDs)
 }
 
 func checkTrustWindow(t *Trust, now time.Time) (string, error) {
