@@ -42,7 +42,7 @@ func (b *bench) judged(ctx context.Context) (*judged, error) {
 		return nil, err
 	}
 	j := &judged{}
-	if j.trust, err = link.ParseTrust(raw); err != nil {
+	if j.trust, err = link.OpenUnpinnedTrust(raw); err != nil {
 		return nil, err
 	}
 	bundle, err := os.ReadFile(b.path("step.sigstore.json"))

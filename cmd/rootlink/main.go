@@ -14,6 +14,7 @@ import (
 	"github.com/rootlink/rootlink/internal/layoutcmd"
 	"github.com/rootlink/rootlink/internal/recorder"
 	"github.com/rootlink/rootlink/internal/storecmd"
+	"github.com/rootlink/rootlink/internal/trustcmd"
 	"github.com/rootlink/rootlink/internal/verifycmd"
 	"github.com/rootlink/rootlink/internal/version"
 )
@@ -56,6 +57,7 @@ func newRoot() *cobra.Command {
 		verifycmd.VerifyCommand(),
 		verifycmd.InspectCommand(),
 		layoutcmd.Command(verifycmd.ExportPinnedCommand()),
+		trustcmd.Command(),
 		storecmd.AttachCommand(),
 		storecmd.FetchCommand(),
 	)

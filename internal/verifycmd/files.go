@@ -17,28 +17,47 @@ import (
 	"github.com/rootlink/rootlink/internal/oci"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
-// readTrust also returns trust.json's bytes, for what names it by digest.
-func readTrust(path string, revocations []string) (*link.Trust, []byte, error) {
-	doc, err := cli.ReadInput(path, link.MaxTrust)
+// readTrust also returns trust.json's bytes, for what names it by digest. pins
+// are the fingerprints of --trust-key.
+func readTrust(path string, pins, revocations []string) (*link.Trust, []byte, error) {
+	doc, err := cli.ReadInput(path, link.MaxTrustFile)
 	if err != nil {
 		return nil, nil, err
 	}
-	trust, err := link.ParseTrust(doc)
+	trust, err := link.OpenUnpinnedTrust(doc)
+	if err == nil && len(pins) > 0 {
+		err = trust.CheckSigner(pins)
+	}
 	if err != nil {
-		return nil, nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", path, err), "export it again: rootlink-server trust export")
+		return nil, nil, trustError(path, err, "export it again: rootlink-server trust export")
 	}
 	for _, name := range revocations {
-		raw, err := cli.ReadInput(name, link.MaxRevocations)
+		raw, err := cli.ReadInput(name, link.MaxTrustFile)
 		if err != nil {
 			return nil, nil, err
 		}
 		if trust, err = trust.WithRevocations(raw); err != nil {
-			return nil, nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", name, err), "check that it belongs to this trust.json")
+			return nil, nil, trustError(name, err, "check that it belongs to this trust.json")
 		}
 	}
 	return trust, doc, nil
+}
+
+// trustError says what to do about a file that nobody may believe.
+func trustError(name string, err error, hint string) error {
+	code := cli.ExitInternal
+	switch {
+	case errors.Is(err, link.ErrUnsigned):
+		code, hint = cli.ExitCrypto, "have whoever holds the trust key sign it: rootlink trust sign --key KEY.pem "+name
+	case errors.Is(err, link.ErrForeignTrust):
+		code, hint = cli.ExitCrypto, "get it again from whoever runs the trust domain, and compare the key: `rootlink-server trust key` prints it"
+	case errors.Is(err, link.ErrCrypto):
+		code, hint = cli.ExitCrypto, "it was changed since it was signed: get it again"
+	}
+	return cli.Fail(code, fmt.Errorf("%s: %w", name, err), hint)
 }
 
 // readInputs tells bundles from artifacts and reads both. The suffix decides.
@@ -74,6 +93,9 @@ func readInputs(in *link.Input, args []string) error {
 		seen[name] = true
 		l := link.LinkInput{Name: name, Bundle: raw}
 		if l.EventLog, err = findEventLog(name, raw); err != nil {
+			return err
+		}
+		if l.LogProofs, err = findLogProof(name, raw); err != nil {
 			return err
 		}
 		in.Links = append(in.Links, l)
@@ -151,6 +173,27 @@ func findEventLog(bundle string, raw []byte) ([]byte, error) {
 		return nil, nil // not that log: as good as none
 	}
 	return log, err
+}
+
+// findLogProof looks beside the bundle for the log entry of the AK certificate
+// in it. Having none is fine, unless a requirement wants it.
+func findLogProof(bundle string, raw []byte) ([][]byte, error) {
+	b, err := link.ParseBundle(raw)
+	if err != nil {
+		return nil, nil // Verify says what is wrong with it
+	}
+	e, err := attest.FromCertificate(b.UnverifiedCertificate())
+	if err != nil {
+		return nil, nil
+	}
+	proof, err := cli.ReadInput(filepath.Join(filepath.Dir(bundle), link.LogProofName(sha256.Sum256(e.AKCert))), tlog.MaxEntryJSON)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return [][]byte{proof}, nil
 }
 
 // digestArtifact takes the digest of a file, the dirHash of a directory, or the

@@ -113,7 +113,11 @@ func decode(raw []byte) (*inspected, error) {
 	switch block, _ := pem.Decode(raw); {
 	case link.IsTrust(raw):
 		in.kind = "trust.json"
-		in.trust, err = link.ParseTrust(raw)
+		_, doc, _, err := link.Document(raw)
+		if err != nil {
+			return nil, err
+		}
+		in.trust, err = link.ParseUnsignedTrust(doc)
 		return in, err
 	case link.IsBundle(raw):
 		in.kind = "bundle"

@@ -116,7 +116,11 @@ type when struct{ now, present, notBefore time.Time }
 
 // judgePipeline verifies and remembers the editions of what was accepted.
 func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pipeline, []byte, error) {
-	trust, doc, err := readTrust(o.trust, o.revocations)
+	pins, err := fingerprints(o.trustKeys)
+	if err != nil {
+		return nil, nil, err
+	}
+	trust, doc, err := readTrust(o.trust, pins, o.revocations)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -138,7 +142,15 @@ func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pip
 		return nil, nil, err
 	}
 	defer editions.close()
+	var known link.Input
+	state.known(&known, pins)
+	if len(known.TrustKeys) > 0 {
+		if err := trust.CheckSigner(known.TrustKeys); err != nil {
+			return nil, nil, trustError(o.trust, err, "")
+		}
+	}
 	in.LeastSerial, in.Seen = state.least, editions.seen()
+	in.LeastDigest, in.TrustKeys, in.Checkpoints = known.LeastDigest, known.TrustKeys, known.Seen
 	if o.pipeline.runInspections {
 		names := make([]string, 0, len(in.Artifacts))
 		for _, a := range in.Artifacts {
@@ -152,8 +164,8 @@ func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pip
 	if !w.present.IsZero() {
 		return &Pipeline{in, trust, res}, doc, verdict // nothing is remembered of a time that was only asked for
 	}
-	if trust.CheckSerial(state.least) == nil && w.now.Before(trust.Expires()) {
-		if err := state.remember(trust.Serial()); err != nil {
+	if trust.CheckSerial(state.least) == nil && trust.CheckHistory(known.LeastSerial, known.LeastDigest) == nil && trust.CheckWindow(w.now) == nil {
+		if err := state.remember(trust, res.Checkpoints); err != nil {
 			return nil, nil, err
 		}
 	}

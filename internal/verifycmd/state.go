@@ -1,12 +1,15 @@
 package verifycmd
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
@@ -18,11 +21,13 @@ const (
 	maxState    = 1 << 20 // bytes
 )
 
-// state remembers the highest serial seen of each trust domain's trust.json, so
-// that an older one, with fewer revocations, is noticed.
+// state remembers what was seen of each trust domain: the key that signs its
+// trust.json, the highest serial, so that an older one with fewer revocations is
+// noticed, and the trees of its logs.
 type state struct {
 	path  string
-	key   string
+	key   string // of the serial
+	td    string
 	least uint64
 	lock  *os.File
 	file  stateFile
@@ -32,6 +37,12 @@ type stateFile struct {
 	Format  string            `json:"format"`
 	Version int               `json:"version"`
 	Serials map[string]uint64 `json:"serials"`
+	// Digests are those of the documents with these serials.
+	Digests map[string]string `json:"digests,omitempty"`
+	// Keys are the fingerprints of who signed the last trust.json of a trust domain.
+	Keys map[string][]string `json:"keys,omitempty"`
+	// Logs are the largest trees seen, by log ID.
+	Logs map[string]link.SeenCheckpoint `json:"logs,omitempty"`
 }
 
 // openState reads path (default: in the user's state directory) under a lock,
@@ -56,7 +67,7 @@ func openState(path string, trust *link.Trust) (*state, error) {
 	if err != nil {
 		return nil, cli.Hint(err, other)
 	}
-	s := &state{path: path, key: trust.StateKey(), lock: lock}
+	s := &state{path: path, key: trust.StateKey(), td: trust.TrustDomain(), lock: lock}
 	if err := s.load(); err != nil {
 		s.close()
 		return nil, err
@@ -85,18 +96,53 @@ func (s *state) load() error {
 	return nil
 }
 
-// remember writes serial if it is higher than what was known.
-func (s *state) remember(serial uint64) error {
-	if known, ok := s.file.Serials[s.key]; ok && serial <= known {
-		return nil
+// known fills in what was seen before. Keys that the user pinned replace those
+// remembered: that is how a trust domain that was set up anew is accepted.
+func (s *state) known(in *link.Input, pins []string) {
+	in.LeastSerial, in.LeastDigest = s.least, s.file.Digests[s.key]
+	in.TrustKeys = pins
+	if len(pins) == 0 {
+		in.TrustKeys = s.file.Keys[s.td]
 	}
-	s.file.Serials[s.key] = serial
+	for _, id := range slices.Sorted(maps.Keys(s.file.Logs)) {
+		in.Seen = append(in.Seen, s.file.Logs[id])
+	}
+}
+
+// remember writes down what a good trust.json, and logs it names, have shown.
+func (s *state) remember(trust *link.Trust, seen []link.SeenCheckpoint) error {
+	before, err := json.Marshal(s.file)
+	if err != nil {
+		return err
+	}
+	if s.file.Digests == nil {
+		s.file.Digests = map[string]string{}
+	}
+	if s.file.Keys == nil {
+		s.file.Keys = map[string][]string{}
+	}
+	if s.file.Logs == nil {
+		s.file.Logs = map[string]link.SeenCheckpoint{}
+	}
+	if known, ok := s.file.Serials[s.key]; !ok || trust.Serial() >= known {
+		s.file.Serials[s.key], s.file.Digests[s.key] = trust.Serial(), trust.Digest()
+	}
+	s.file.Keys[s.td] = trust.Signers()
+	for _, c := range seen {
+		if c.Size >= s.file.Logs[c.LogID].Size {
+			s.file.Logs[c.LogID] = c
+		}
+	}
+	after, err := json.Marshal(s.file)
+	if err != nil || bytes.Equal(before, after) {
+		return err
+	}
 	raw, err := json.MarshalIndent(s.file, "", "  ")
 	if err != nil {
 		return err
 	}
 	if err := files.Write(s.path, append(raw, '\n'), 0o600); err != nil {
-		return cli.Hint(fmt.Errorf("remembering the serial of trust.json: %w", err), "choose a place for it with --trust-state FILE")
+		return cli.Hint(fmt.Errorf("remembering what trust.json said: %w", err), "choose a place for it with --trust-state FILE")
 	}
 	return nil
 }

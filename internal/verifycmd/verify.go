@@ -12,14 +12,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/tlog"
 	"github.com/rootlink/rootlink/pkg/vsa"
 )
 
 type verifyOptions struct {
 	trust, state, identity string
 	pipeline               layoutOptions
-	revocations            []string
+	revocations, trustKeys []string
 	notBefore, at          string
 	predicate              string
 	from                   []string
@@ -62,6 +64,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringVar(&o.predicate, "type", "link", "predicate type of the statements, a URI or one of "+strings.Join(link.PredicateAliases(), ", "))
 	o.pipeline.register(f)
 	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
+	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed trust.json; repeatable: one of them (default: the key seen at first use)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
 	f.StringVar(&o.at, "at", "", "judge as if it were this `TIME` (RFC 3339); the result says so, and nothing is remembered of it")
@@ -99,6 +102,17 @@ func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
 	return notBefore, nil
 }
 
+func fingerprints(args []string) (out []string, err error) {
+	for _, a := range args {
+		id, err := keyfile.Fingerprint(a)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, id)
+	}
+	return out, nil
+}
+
 func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) error {
 	notBefore, err := o.check(args)
 	if err != nil {
@@ -120,7 +134,11 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 	if o.pipeline.file != "" {
 		return verifyPipeline(cmd, o, when{now, present, notBefore}, placed, args)
 	}
-	trust, doc, err := readTrust(o.trust, o.revocations)
+	pins, err := fingerprints(o.trustKeys)
+	if err != nil {
+		return err
+	}
+	trust, doc, err := readTrust(o.trust, pins, o.revocations)
 	if err != nil {
 		return err
 	}
@@ -134,13 +152,13 @@ func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) e
 		return err
 	}
 	defer state.close()
-	in.LeastSerial = state.least
+	state.known(&in, pins)
 	res, verdict := link.Verify(in, trust, now)
 	// Remembered only once trust.json itself was found good: a file that is
-	// expired or rolled back must not lock out the right one. Nor is anything
-	// remembered of a time that was only asked for.
-	if trust.CheckSerial(state.least) == nil && now.Before(trust.Expires()) && present.IsZero() {
-		if err := state.remember(trust.Serial()); err != nil {
+	// expired, rolled back or another's must not lock out the right one. Nor is
+	// anything remembered of a time that was only asked for.
+	if res.TrustAccepted() && present.IsZero() {
+		if err := state.remember(trust, res.Checkpoints); err != nil {
 			return err
 		}
 	}
@@ -184,7 +202,10 @@ func outcome(res *link.Result, err error) error {
 // hint says what to do about a failed check.
 func hint(f *link.Failure, err error) string {
 	if errors.Is(err, link.ErrExpired) {
-		return "verify within the SVID's lifetime; a timestamp in the bundle, which `rootlink stamp` adds within it, makes it last"
+		if f.Check == "svid.validity" && strings.Contains(f.Message, "signed at") {
+			return "the step has to run again: it was signed after its SVID had ended"
+		}
+		return "the link has no timestamp, and needed one while its SVID was valid (`rootlink stamp`): the step has to run again"
 	}
 	if errors.Is(err, link.ErrNotYetValid) {
 		return "check this machine's clock, and that of the one that issued it"
@@ -196,6 +217,27 @@ func hint(f *link.Failure, err error) string {
 		return "when this identity is to sign such statements: rootlink-server trust export --allow-type ID=TYPE"
 	case "trust.window":
 		return "export a new trust.json: rootlink-server trust export"
+	case "trust.signature":
+		return "get trust.json again from whoever runs the trust domain; if its key was changed on purpose, pin the new one with --trust-key (`rootlink-server trust key` prints it)"
+	case "trust.history":
+		return "somebody is shown another trust.json than you: ask whoever runs the trust domain which one is right"
+	case "time.tokens":
+		return "the token was changed, or taken from elsewhere: get the bundle again from where it was made"
+	case "time.log_entries", "log.proofs":
+		if errors.Is(err, tlog.ErrFork) {
+			return "the log shows different people different trees: keep this bundle and the trust state, and ask its operator"
+		}
+		return "the log entry was changed, or taken from elsewhere: get the bundle again from where it was made"
+	case "time.known":
+		return "export a trust.json that knows this timestamp authority or log: rootlink-server trust export"
+	case "time.agreement":
+		return "one of those who attest the time is wrong or lies: `rootlink verify --verbose` shows what each says"
+	case "time.authorities":
+		return "a token must be had while the SVID is valid (`rootlink stamp`): the step has to run again with enough --timestamp-url"
+	case "time.nonce":
+		return "the clocks of timestamp authority and server disagree, or the link was put together from others"
+	case "requirement.logged":
+		return "the proof lies beside the bundle, or in the bundle, or in trust.json: get them again from where they were made, or export trust.json again"
 	case "trust.serial":
 		return "use the newest trust.json; if the server was set up anew on purpose, name another --trust-state"
 	case "svid.profile":

@@ -3,7 +3,9 @@ package verifycmd
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -18,6 +20,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/forge"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -27,12 +30,13 @@ type desk struct {
 	now   time.Time
 	world *forge.World
 	trust link.TrustFile
+	key   *ecdsa.PrivateKey // signs it
 }
 
 func newDesk(t *testing.T) *desk {
 	t.Helper()
 	w := forge.NewWorld(t)
-	d := &desk{dir: t.TempDir(), now: w.Now.Add(time.Second), world: w}
+	d := &desk{dir: t.TempDir(), now: w.Now.Add(time.Second), world: w, key: forge.P256(t)}
 	artifact := sha256.Sum256([]byte("hello"))
 	d.write(t, "hello", []byte("hello"))
 	zero := 0
@@ -96,11 +100,26 @@ func (d *desk) write(t *testing.T, name string, data []byte) {
 
 func (d *desk) writeTrust(t *testing.T) {
 	t.Helper()
-	raw, err := d.trust.Marshal()
+	d.write(t, "trust.json", d.signTrust(t))
+}
+
+func (d *desk) signTrust(t *testing.T) []byte {
+	t.Helper()
+	spki, err := x509.MarshalPKIXPublicKey(d.key.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.write(t, "trust.json", raw)
+	d.trust.TrustKeys = []link.TrustKey{{Key: spki}}
+	doc, err := d.trust.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "unsigned.json", doc)
+	raw, err := link.SignTrust(doc, d.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 // run runs the command line; words that name a file of the desk become its path.
@@ -265,7 +284,7 @@ func TestVerifyExitCodes(t *testing.T) {
 			d.write(t, bundleName, []byte(strings.Replace(string(raw), sig(raw), sig(other), 1)))
 		}, []string{bundleName}, cli.ExitCrypto, "not signed by the SVID's key"},
 		"another identity":  {nil, []string{"--identity", "spiffe://example.org/other", bundleName}, cli.ExitPolicy, "hint: someone else signed"},
-		"an hour later":     {func(t *testing.T, d *desk) { d.now = d.now.Add(time.Hour) }, []string{bundleName}, cli.ExitCrypto, "a timestamp in the bundle"},
+		"an hour later":     {func(t *testing.T, d *desk) { d.now = d.now.Add(time.Hour) }, []string{bundleName}, cli.ExitCrypto, "rootlink stamp"},
 		"an hour earlier":   {func(t *testing.T, d *desk) { d.now = d.now.Add(-90 * time.Minute) }, []string{bundleName}, cli.ExitPolicy, "hint: check this machine's clock"},
 		"trust.json is old": {func(t *testing.T, d *desk) { d.now = d.now.AddDate(0, 2, 0) }, []string{bundleName}, cli.ExitPolicy, "export a new trust.json"},
 		"older run":         {nil, []string{"--not-before", "2027-03-01T12:00:01Z", bundleName}, cli.ExitPolicy, "older run"},
@@ -316,6 +335,80 @@ func TestRefusesTrustThatWasRolledBack(t *testing.T) {
 	}
 }
 
+// Whoever can replace trust.json must not be able to replace its key as well.
+func TestRefusesTrustOfAnotherKey(t *testing.T) {
+	d := newDesk(t)
+	id, err := envelope.Fingerprint(d.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ := d.verify(t, bundleName)
+	if !strings.Contains(out, id) || !strings.Contains(out, "SEEN FOR THE FIRST TIME") {
+		t.Errorf("the first use does not show the key:\n%s", out)
+	}
+	if _, out, _ = d.verify(t, bundleName); strings.Contains(out, "FIRST TIME") {
+		t.Errorf("the second use:\n%s", out)
+	}
+	if code, out, errOut := d.verify(t, "--trust-key", id, bundleName); code != cli.ExitOK {
+		t.Errorf("pinned: exit %d\n%s%s", code, out, errOut)
+	}
+	own := d.key
+	d.key = forge.P256(t)
+	d.trust.Serial++
+	d.writeTrust(t)
+	for range 2 { // the stranger's key is not remembered
+		if code, _, errOut := d.verify(t, bundleName); code != cli.ExitCrypto || !strings.Contains(errOut, "signed by another key") || !strings.Contains(errOut, "--trust-key") {
+			t.Errorf("exit %d: %s", code, errOut)
+		}
+	}
+	if code, _, errOut := d.verify(t, "--trust-key", id, "--trust-state", d.path("fresh"), bundleName); code != cli.ExitCrypto {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+	// Unless it is pinned: then the trust domain has changed hands on purpose.
+	d.write(t, "new.pem", publicPEM(t, d.key))
+	if code, _, errOut := d.verify(t, "--trust-key", "new.pem", bundleName); code != cli.ExitOK {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+	d.key = own
+	d.trust.Serial++
+	d.writeTrust(t)
+	if code, _, _ := d.verify(t, bundleName); code != cli.ExitCrypto {
+		t.Errorf("the old key still counts: exit %d", code)
+	}
+}
+
+func publicPEM(t *testing.T, key *ecdsa.PrivateKey) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
+func TestRefusesUnsignedTrust(t *testing.T) {
+	d := newDesk(t)
+	d.write(t, "trust.json", []byte("{}"))
+	doc, err := os.ReadFile(d.path("unsigned.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "trust.json", doc)
+	if code, _, errOut := d.verify(t, bundleName); code != cli.ExitCrypto || !strings.Contains(errOut, "not signed") || !strings.Contains(errOut, "rootlink trust sign --key") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+func TestRefusesTwoTrustsWithOneSerial(t *testing.T) {
+	d := newDesk(t)
+	d.verify(t, bundleName)
+	d.trust.Expires = d.trust.Expires.Add(time.Hour)
+	d.writeTrust(t)
+	if code, _, errOut := d.verify(t, bundleName); code != cli.ExitPolicy || !strings.Contains(errOut, "another history") || !strings.Contains(errOut, "somebody is shown another") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
 // Even an expired trust.json with a high serial must not lock out the right one.
 func TestExpiredTrustIsNotRemembered(t *testing.T) {
 	d := newDesk(t)
@@ -349,6 +442,9 @@ func TestRevocationsFile(t *testing.T) {
 	}}
 	raw, err := r.Marshal()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err = link.SignRevocations(raw, d.key); err != nil {
 		t.Fatal(err)
 	}
 	d.write(t, "revoked.json", raw)

@@ -54,7 +54,10 @@ func (v *verifier) verifyLinks() {
 // judgeBundles has pkg/link judge all bundles in one go, each with the identity
 // that its step asks for.
 func (v *verifier) judgeBundles() {
-	query := link.Input{LeastSerial: v.in.LeastSerial, NotBefore: v.in.NotBefore, Clock: v.in.Clock, Seen: v.in.Checkpoints}
+	query := link.Input{
+		LeastSerial: v.in.LeastSerial, LeastDigest: v.in.LeastDigest, TrustKeys: v.in.TrustKeys,
+		NotBefore: v.in.NotBefore, Clock: v.in.Clock, Seen: v.in.Checkpoints,
+	}
 	report := func(name string, do func() (string, error)) bool {
 		return v.check("link.verified", "verify.md, the checks of a link", "", link.ErrPolicy, func() (string, error) {
 			text, err := do()

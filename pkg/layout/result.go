@@ -24,6 +24,9 @@ type Input struct {
 	BuildID string
 	// LeastSerial is the highest serial of trust.json seen before.
 	LeastSerial uint64
+	// LeastDigest and TrustKeys are link.Input's.
+	LeastDigest string
+	TrustKeys   []string
 	// Seen is what is remembered of layouts by name.
 	Seen map[string]Seen
 	// NotBefore, when set, refuses links whose nonce is older.

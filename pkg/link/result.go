@@ -2,6 +2,7 @@ package link
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -88,6 +89,17 @@ type Result struct {
 	Checkpoints []SeenCheckpoint `json:"checkpoints"`
 	// Checks concern the whole: trust.json and artifacts. A link's own are in it.
 	Checks []attest.Check `json:"checks"`
+}
+
+// TrustAccepted says whether trust.json was found good, whatever became of the
+// links: then it is worth remembering.
+func (r *Result) TrustAccepted() bool {
+	for _, c := range r.Checks {
+		if strings.HasPrefix(c.ID, "trust.") && c.Outcome != attest.Passed {
+			return false
+		}
+	}
+	return true
 }
 
 // Failure says why a verdict is "refused".

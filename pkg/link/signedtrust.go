@@ -61,6 +61,9 @@ func OpenTrust(raw []byte, pins []string) (*Trust, error) {
 // compared with what was pinned or seen before (CheckSigner).
 func OpenUnpinnedTrust(raw []byte) (*Trust, error) {
 	e, err := envelope.Open(raw, TrustPayloadType, MaxTrust)
+	if _, _, _, kind := Document(raw); err != nil && errors.Is(kind, ErrMalformed) {
+		return nil, fmt.Errorf("trust.json: %w", malformed("it is not trust.json at all"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("trust.json: %w", envelopeError(err))
 	}
@@ -78,7 +81,7 @@ func OpenUnpinnedTrust(raw []byte) (*Trust, error) {
 func envelopeError(err error) error {
 	switch {
 	case errors.Is(err, envelope.ErrUnsigned):
-		return fmt.Errorf("%w: %w", ErrUnsigned, err)
+		return ErrUnsigned
 	case errors.Is(err, envelope.ErrForeign):
 		return fmt.Errorf("%w: %w", ErrForeignTrust, err)
 	case errors.Is(err, envelope.ErrMalformed):

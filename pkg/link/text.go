@@ -58,6 +58,7 @@ func (r *Result) text(verbose bool) string {
 	if !r.AsIf.IsZero() {
 		fmt.Fprintf(&b, "AS IF IT WERE %s, as was asked: this says nothing of the present.\n", stamp(r.AsIf))
 	}
+	fmt.Fprintf(&b, "%s\n", r.Trust.signedBy())
 	if len(r.Artifacts) == 0 && verified {
 		b.WriteString("No artifact was given: nothing was compared with the link's products.\n")
 	}
@@ -69,6 +70,21 @@ func (r *Result) text(verbose bool) string {
 		fmt.Fprintf(&b, "%s passed, %d not run.\n", count(passed, "check"), notRun)
 	}
 	return b.String()
+}
+
+// signedBy says whose trust.json it is.
+func (t TrustInfo) signedBy() string {
+	switch {
+	case len(t.SignedBy) == 0:
+		return "trust.json was not read from a signed file."
+	case t.FirstUse:
+		return "trust.json is signed by key " + strings.Join(t.SignedBy, ", ") + ", SEEN FOR THE FIRST TIME: compare it with `rootlink-server trust key`."
+	}
+	keys := make([]string, len(t.SignedBy))
+	for i, k := range t.SignedBy {
+		keys[i] = short(k)
+	}
+	return "trust.json is signed by key " + strings.Join(keys, ", ") + "."
 }
 
 // gaps says how far each link's chain was established, and what was not.
