@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,7 @@ import (
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/server/admin"
 	"github.com/rootlink/rootlink/internal/tlog"
@@ -28,6 +30,7 @@ type runFlags struct {
 	config, logLevel                                string
 	trustDomain, listen, httpListen, httpURL        string
 	log, logOrigin, witnessPolicy                   string
+	trustKeyPublic                                  string
 	ekRoots                                         []string
 	ekAllow, ekDeny                                 string
 	attestationCACert, attestationCAKey             string
@@ -57,6 +60,7 @@ func runCommand(at *location) *cobra.Command {
 	fs.StringVar(&f.log, "log", "on", "on or off: keep a transparency log of what is signed and certified")
 	fs.StringVar(&f.logOrigin, "log-origin", "", "name of a new transparency log (default log. and the trust domain)")
 	fs.StringVar(&f.witnessPolicy, "witness-policy", "", "file that names the log's witnesses, whose cosignatures each checkpoint then needs")
+	fs.StringVar(&f.trustKeyPublic, "trust-key-public", "", "PEM file with the public trust key, whose private half is kept elsewhere and signs what `trust export --unsigned` writes")
 	fs.StringArrayVar(&f.ekRoots, "ek-roots", nil, "PEM file, or directory of them, with TPM makers' certificates; repeatable")
 	fs.StringVar(&f.ekAllow, "ek-allow", "", "file of EK hashes that need no maker's certificate")
 	fs.StringVar(&f.ekDeny, "ek-deny", "", "file of EK hashes that are refused")
@@ -156,6 +160,16 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 		return cfg, cli.Usage("", "--max-connections and --max-connections-per-address must be positive")
 	}
 	var err error
+	if f.trustKeyPublic != "" {
+		pub, err := keyfile.Public(f.trustKeyPublic)
+		if err != nil {
+			return cfg, err
+		}
+		var ok bool
+		if cfg.TrustKeyPublic, ok = pub.(*ecdsa.PublicKey); !ok {
+			return cfg, cli.Usage("join lines pin ECDSA keys: give one on P-256", "--trust-key-public: %s is not an ECDSA key", f.trustKeyPublic)
+		}
+	}
 	if cfg.QuotePCRs, err = pcrFlags("--quote-pcrs", f.quotePCRs); err != nil {
 		return cfg, err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
@@ -22,14 +23,15 @@ import (
 const maxKeyFile = 64 << 10 // bytes of a public key or certificate in PEM
 
 func trustCommand(at *location) *cobra.Command {
-	return cli.Group("trust", "What verifiers take as given", trustExport(at))
+	return cli.Group("trust", "What verifiers take as given", trustExport(at), trustKey(at))
 }
 
 func trustExport(at *location) *cobra.Command {
 	var format, out, revocations string
 	var layoutKeys, allowTypes []string
 	var lifetime duration
-	var anyNode bool
+	var anyNode, unsigned bool
+	var sources sourceFlags
 	c := &cobra.Command{
 		Use: "export [--out FILE]", Short: "Write trust.json, all that `rootlink verify` needs to know", Args: cobra.NoArgs,
 	}
@@ -40,6 +42,8 @@ func trustExport(at *location) *cobra.Command {
 	fs.StringArrayVar(&layoutKeys, "layout-key", nil, "[NAME=]FILE with the public key or certificate of a person who may sign layouts; repeatable")
 	fs.StringArrayVar(&allowTypes, "allow-type", nil, "ID=TYPE: identities that match this SPIFFE ID pattern sign statements of this predicate type, and links only if that is listed too; repeatable")
 	fs.StringVar(&revocations, "revocations", "", "file of further revocations to put in")
+	sources.register(fs)
+	fs.BoolVar(&unsigned, "unsigned", false, "write the bare document, for `rootlink trust sign` where the trust key is kept")
 	fs.BoolVar(&anyNode, "any-node", false, "accept any genuine TPM, not only those that attested here")
 	demand := demandFlags(fs)
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
@@ -47,7 +51,7 @@ func trustExport(at *location) *cobra.Command {
 			return cli.Usage("rootlink for `rootlink verify`, sigstore for cosign", "--format %q is neither rootlink nor sigstore", format)
 		}
 		var err error
-		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode}
+		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode, Unsigned: unsigned}
 		if req.Demands, err = demand(); err != nil {
 			return err
 		}
@@ -76,9 +80,19 @@ func trustExport(at *location) *cobra.Command {
 			}
 			req.RevocationsJson = b
 		}
+		if req.SourcesJson, err = sources.json(c); err != nil {
+			return err
+		}
+		req.ResetSources = sources.reset
+		if format == "sigstore" && (len(req.SourcesJson) > 0 || sources.reset) {
+			return cli.Usage("name them to an export of trust.json: later ones of both formats hold them", "further time sources with --format sigstore")
+		}
 		r, err := cl.admin.ExportTrust(ctx, req)
 		if err != nil {
 			if err = cli.FromRPC(err); rpcCode(err) == codes.FailedPrecondition {
+				if strings.Contains(err.Error(), "trust key") {
+					return cli.Hint(err, "write the document with --unsigned and sign it where the key is: rootlink trust sign --key trust.key")
+				}
 				return cli.Hint(err, "start the server with --ek-roots or --ek-allow")
 			}
 			return err
@@ -98,8 +112,9 @@ func trustExport(at *location) *cobra.Command {
 			Out    string   `json:"out"`
 			Format string   `json:"format"`
 			Serial uint64   `json:"serial,omitempty"`
+			Signed string   `json:"signed_by,omitempty"`
 			Notes  []string `json:"notes"`
-		}{out, format, r.Serial, list(r.Notes)}, func(w io.Writer) error {
+		}{out, format, r.Serial, r.SignedBy, list(r.Notes)}, func(w io.Writer) error {
 			if r.Serial == 0 {
 				_, err := fmt.Fprintf(w, "wrote %s\n", out)
 				return err
@@ -109,6 +124,34 @@ func trustExport(at *location) *cobra.Command {
 		})
 	})
 	return c
+}
+
+func trustKey(at *location) *cobra.Command {
+	return &cobra.Command{
+		Use: "key", Short: "Print the fingerprint of the key that signs trust.json, for `rootlink verify --trust-key`", Args: cobra.NoArgs,
+		RunE: withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
+			r, err := cl.admin.TrustKey(ctx, &adminv1.TrustKeyRequest{})
+			if err != nil {
+				return err
+			}
+			pub, err := x509.ParsePKIXPublicKey(r.SpkiDer)
+			if err != nil {
+				return err
+			}
+			id, err := envelope.Fingerprint(pub)
+			if err != nil {
+				return err
+			}
+			return emit(c, struct {
+				Fingerprint string `json:"fingerprint"`
+				PublicKey   string `json:"public_key"`
+				Here        bool   `json:"private_key_on_server"`
+			}{id, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: r.SpkiDer})), r.Here}, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, id)
+				return err
+			})
+		}),
+	}
 }
 
 func readLayoutKey(s string) (*adminv1.LayoutKey, error) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,8 +25,12 @@ type Config struct {
 	DataDir     string // required; made with mode 0700 when absent
 	Listen      string // TCP address; default 127.0.0.1:8081, port 0 picks one
 	AdminSocket string // default DataDir/admin.sock
-	HTTPListen  string // TCP address of the HTTP port, none when empty; port 0 picks one
-	HTTPURL     string // base URL of it that agents are told; default http://HTTPListen
+	// TrustKeyPublic is the trust key whose private half is kept elsewhere; nil:
+	// it is in the data directory, made at the first start.
+	TrustKeyPublic *ecdsa.PublicKey
+
+	HTTPListen string // TCP address of the HTTP port, none when empty; port 0 picks one
+	HTTPURL    string // base URL of it that agents are told; default http://HTTPListen
 
 	EKRoots []string // PEM files, or directories of them
 	EKAllow string   // file of EK hashes that need no maker chain

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -39,6 +40,9 @@ func (n *nodeService) GetSignedBundle(_ context.Context, req *nodev1.GetSignedBu
 	if len(req.Nonce) != 32 {
 		return nil, status.Errorf(codes.InvalidArgument, "nonce of %d bytes, want 32", len(req.Nonce))
 	}
+	if n.s.trustKey == nil {
+		return nil, status.Error(codes.FailedPrecondition, "the trust key is not kept on this server: start the agent with --trust-bundle instead of --join")
+	}
 	now := n.s.cfg.Now()
 	sb := &nodev1.SignedBundle{TrustDomain: n.s.cfg.TrustDomain, IssuedUnix: now.Unix(), Nonce: req.Nonce}
 	for _, c := range n.s.authorities.set.Load().valid(now) {
@@ -49,6 +53,15 @@ func (n *nodeService) GetSignedBundle(_ context.Context, req *nodev1.GetSignedBu
 		return nil, n.s.internal("sign bundle", err)
 	}
 	return resp, nil
+}
+
+// TrustKey returns the key that signs trust.json: its private half where this
+// server holds it, else nil.
+func (s *Server) TrustKey() (crypto.Signer, crypto.PublicKey) {
+	if s.trustKey == nil {
+		return nil, s.trustPublic
+	}
+	return s.trustKey, s.trustPublic
 }
 
 // JoinLine is what an agent needs to find and check this trust domain.

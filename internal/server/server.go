@@ -48,8 +48,9 @@ type Server struct {
 	dir           *dataDir
 	store         *store.Store
 	authorities   *authorities
-	trustKey      *ecdsa.PrivateKey // signs bundles for agents that have only a join line
-	joinLine      join.Line         // pins trustKey
+	trustKey      *ecdsa.PrivateKey // signs trust.json, and bundles for agents that have only a join line; nil when kept elsewhere
+	trustPublic   *ecdsa.PublicKey
+	joinLine      join.Line // pins trustKey
 	attestationCA *attestca.CA
 	nonces        *attest.NonceMaker
 	tcp, admin    net.Listener
@@ -102,10 +103,13 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	if s.store, err = store.Open(ctx, s.dir.file("server.db"), s.cfg.Now); err != nil {
 		return nil, err
 	}
-	if s.trustKey, err = s.openTrustKey(); err != nil {
-		return nil, err
+	if s.trustPublic = s.cfg.TrustKeyPublic; s.trustPublic == nil {
+		if s.trustKey, err = s.openTrustKey(); err != nil {
+			return nil, err
+		}
+		s.trustPublic = &s.trustKey.PublicKey
 	}
-	if s.joinLine, err = join.NewLine(s.cfg.td, &s.trustKey.PublicKey); err != nil {
+	if s.joinLine, err = join.NewLine(s.cfg.td, s.trustPublic); err != nil {
 		return nil, err
 	}
 	s.authorities = &authorities{

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -100,4 +101,30 @@ func (s *Store) NextTrustSerial(ctx context.Context) (n uint64, err error) {
 		return 0, err
 	}
 	return n, nil
+}
+
+// Keys of what is remembered for the next trust.json.
+const (
+	TrustDigest  = "digest"  // of the last exported document
+	TrustSources = "sources" // further time sources, as JSON
+)
+
+// TrustValue returns what is remembered under key, empty for nothing.
+func (s *Store) TrustValue(ctx context.Context, key string) (value string, err error) {
+	err = s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		err := tx.QueryRowContext(ctx, `SELECT value FROM trust WHERE key = ?`, key).Scan(&value)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = nil
+		}
+		return nil, err
+	})
+	return value, err
+}
+
+// SetTrustValue remembers value for the next trust.json.
+func (s *Store) SetTrustValue(ctx context.Context, key, value string) error {
+	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		_, err := tx.ExecContext(ctx, `INSERT INTO trust VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value)
+		return nil, err
+	})
 }

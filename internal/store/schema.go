@@ -101,6 +101,8 @@ CREATE TABLE certificates (
 ) WITHOUT ROWID;
 CREATE INDEX certificates_not_published ON certificates (digest) WHERE body IS NOT NULL;
 `,
+	`
+CREATE TABLE trust (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID; -- of trust.json exports`,
 }
 
 // certificatesVersion is the schema that has the table certificates.

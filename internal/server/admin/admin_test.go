@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/forge"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -37,6 +39,9 @@ type fixture struct {
 	logs        []tlog.Log
 	roots       attest.EKRoots
 	clock       time.Time
+
+	key          *ecdsa.PrivateKey
+	keyElsewhere bool
 }
 
 func (f *fixture) TrustDomain() string                          { return "example.org" }
@@ -50,6 +55,13 @@ func (f *fixture) Logs() []tlog.Log { return f.logs }
 
 func (f *fixture) JoinLine() string { return "rootlink-join:v1:example.org:00" }
 
+func (f *fixture) TrustKey() (crypto.Signer, crypto.PublicKey) {
+	if f.keyElsewhere {
+		return nil, f.key.Public()
+	}
+	return f.key, f.key.Public()
+}
+
 func (f *fixture) Counters() map[string]uint64 { return map[string]uint64{"issued": 2} }
 
 func (f *fixture) RotateAuthority(context.Context) (*x509.Certificate, error) {
@@ -58,7 +70,7 @@ func (f *fixture) RotateAuthority(context.Context) (*x509.Certificate, error) {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{path: filepath.Join(t.TempDir(), "db"), clock: epoch, attestCA: testCA(t, "attestation CA")}
+	f := &fixture{path: filepath.Join(t.TempDir(), "db"), clock: epoch, attestCA: testCA(t, "attestation CA"), key: forge.P256(t)}
 	f.roots.Roots = []*x509.Certificate{testCA(t, "TPM maker")}
 	f.authorities = []server.AuthorityInfo{{
 		Certificate: testCA(t, "one"), State: svid.Active, PreparedAt: epoch.Add(-time.Hour), ActivatedAt: epoch.Add(-time.Minute),

@@ -6,10 +6,12 @@ package admin
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,9 +36,13 @@ type Backend interface {
 	Authorities() ([]server.AuthorityInfo, error)
 	RotateAuthority(ctx context.Context) (*x509.Certificate, error)
 	AttestationCAs() []*x509.Certificate
-	TimestampAuthorities() []timestamp.Authority
 	Logs() []tlog.Log
 	JoinLine() string
+	// TrustKey is the key that signs trust.json; the signer is nil where its
+	// private half is kept elsewhere.
+	TrustKey() (crypto.Signer, crypto.PublicKey)
+	// TimestampAuthorities are the server's own, with every window there ever was.
+	TimestampAuthorities() []timestamp.Authority
 	Counters() map[string]uint64
 }
 
@@ -56,6 +62,8 @@ type Service struct {
 	store *store.Store
 	ek    func() (attest.EKRoots, error)
 	now   func() time.Time
+
+	exporting sync.Mutex // held from the choice of a serial to the end of its export
 }
 
 // New returns the service.
@@ -78,6 +86,7 @@ var (
 	errNoValues  = errors.New("reported no PCR values")
 	errMalformed = errors.New("malformed")
 	errNothing   = errors.New("nothing to trust")
+	errNoKey     = errors.New("cannot sign")
 )
 
 // toStatus maps what went wrong to a gRPC status, in one place.
@@ -91,7 +100,7 @@ func toStatus(err error) error {
 		code = codes.NotFound
 	case errors.Is(err, errExists), errors.Is(err, policy.ErrSameProfile):
 		code = codes.AlreadyExists
-	case errors.Is(err, errNoValues), errors.Is(err, errNothing), errors.Is(err, policy.ErrNotQuoted):
+	case errors.Is(err, errNoValues), errors.Is(err, errNothing), errors.Is(err, errNoKey), errors.Is(err, policy.ErrNotQuoted):
 		code = codes.FailedPrecondition
 	case errors.Is(err, errMalformed), errors.Is(err, policy.ErrResettable), errors.Is(err, attest.ErrPCRPolicy):
 		code = codes.InvalidArgument

@@ -33,19 +33,19 @@ func (s *Service) ExportTrust(ctx context.Context, req *adminv1.ExportTrustReque
 	case "", "rootlink":
 		r, err = s.exportRootlink(ctx, req)
 	case "sigstore":
-		r, err = s.exportSigstore()
+		r, err = s.exportSigstore(ctx)
 	default:
 		err = malformed("format %q is neither rootlink nor sigstore", req.Format)
 	}
 	return r, toStatus(err)
 }
 
-func (s *Service) exportSigstore() (*adminv1.ExportTrustResponse, error) {
-	sources, err := s.trustedRoot()
+func (s *Service) exportSigstore(ctx context.Context) (*adminv1.ExportTrustResponse, error) {
+	known, err := s.trustedRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	root, err := sources.Sigstore()
+	root, err := known.Sigstore()
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (s *Service) exportSigstore() (*adminv1.ExportTrustResponse, error) {
 	}
 	b.WriteByte('\n')
 	return &adminv1.ExportTrustResponse{Document: b.Bytes(), Notes: []string{
-		"this part says who signs and who tells the time: tools that read it check no hardware evidence",
+		"tools that read this part check signatures and times, and no hardware evidence",
 	}}, nil
 }
 
@@ -68,18 +68,22 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	if lifetime == 0 {
 		lifetime = DefaultTrustLifetime
 	}
+	s.exporting.Lock()
+	defer s.exporting.Unlock()
 	now := s.now().UTC().Truncate(time.Second)
 	f := link.TrustFile{
 		Issued: now, Expires: now.Add(lifetime), TrustDomain: s.b.TrustDomain(),
 		Requirements: []link.Requirement{}, // an empty list is written out: it allows nobody
 	}
 	var notes []string
-	var err error
-	sources, err := s.trustedRoot()
+	root, err := s.trustedRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if f.TrustedRoot, err = sources.Marshal(); err != nil {
+	if err := s.addSources(ctx, req, &f, &root); err != nil {
+		return nil, err
+	}
+	if f.TrustedRoot, err = root.Marshal(); err != nil {
 		return nil, err
 	}
 	for _, ca := range s.b.AttestationCAs() {
@@ -117,25 +121,21 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	if err := addRevocations(&f, req.RevocationsJson); err != nil {
 		return nil, err
 	}
-	// The serial is spent before anything carries it. One lost to a failure
-	// below leaves a gap, which harms nobody; one given twice would hide a
-	// rollback.
-	if f.Serial, err = s.store.NextTrustSerial(ctx); err != nil {
-		return nil, err
-	}
-	doc, err := f.Marshal()
+	r, err := s.seal(ctx, &f, req.Unsigned)
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.ExportTrustResponse{Document: doc, Notes: notes, Serial: f.Serial}, nil
+	r.Notes = notes
+	return r, nil
 }
 
 // trustedRoot lists the SVID authorities with the windows in which a signature
-// by one of their SVIDs counts, and who this server's links have their time from.
-func (s *Service) trustedRoot() (r link.TrustedRoot, err error) {
+// by one of their SVIDs counts, the server's own timestamp authority and log,
+// and what was added by earlier exports.
+func (s *Service) trustedRoot(ctx context.Context) (root link.TrustedRoot, err error) {
 	list, err := s.b.Authorities()
 	if err != nil {
-		return r, err
+		return root, err
 	}
 	var out []link.Authority
 	for _, a := range list {
@@ -157,15 +157,17 @@ func (s *Service) trustedRoot() (r link.TrustedRoot, err error) {
 		out = append(out, w)
 	}
 	if len(out) == 0 {
-		return r, fmt.Errorf("%w: no X.509 authority", errNothing)
+		return root, fmt.Errorf("%w: no X.509 authority", errNothing)
 	}
-	r = link.TrustedRoot{Authorities: out, Timestamps: s.b.TimestampAuthorities(), Logs: s.b.Logs()}
-	for i := range r.Logs {
-		if r.Logs[i].Start.IsZero() { // it holds nothing older than the trust domain
-			r.Logs[i].Start = oldest(out)
+	root.Authorities = out
+	root.Timestamps = s.b.TimestampAuthorities()
+	root.Logs = s.b.Logs()
+	for i := range root.Logs {
+		if root.Logs[i].Start.IsZero() { // it holds nothing older than the trust domain
+			root.Logs[i].Start = oldest(out)
 		}
 	}
-	return r, nil
+	return root, s.addRemembered(ctx, &root, nil)
 }
 
 func oldest(as []link.Authority) time.Time {
@@ -268,8 +270,13 @@ func addRevocations(f *link.TrustFile, raw []byte) error {
 	if len(raw) == 0 {
 		return nil
 	}
+	// Signed or not: it came through the admin socket.
+	kind, doc, _, err := link.Document(raw)
+	if err != nil || kind != link.KindRevocations {
+		return malformed("revocations: not a revocation file")
+	}
 	var r link.RevocationsFile
-	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec := json.NewDecoder(bytes.NewReader(doc))
 	dec.DisallowUnknownFields() // a misspelt key would bring back what somebody meant to revoke
 	if err := dec.Decode(&r); err != nil {
 		return malformed("revocations: %w", err)

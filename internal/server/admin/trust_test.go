@@ -5,18 +5,21 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	trustrootv1 "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/rootlink/rootlink/internal/forge"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/svid"
 	"github.com/rootlink/rootlink/pkg/timestamp"
@@ -30,7 +33,7 @@ func (f *fixture) export(t *testing.T, req *adminv1.ExportTrustRequest) (*link.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust, err := link.ParseTrust(r.Document)
+	trust, err := link.OpenUnpinnedTrust(r.Document)
 	if err != nil {
 		t.Fatalf("the verifier does not read it: %v\n%s", err, r.Document)
 	}
@@ -115,6 +118,50 @@ func TestExportTrust(t *testing.T) {
 	trust, _ = f.export(t, &adminv1.ExportTrustRequest{AnyNode: true})
 	if trust.File().EK.Inventory != nil {
 		t.Error("an inventory although any node was asked for")
+	}
+}
+
+func TestExportIsAChain(t *testing.T) {
+	f := newFixture(t)
+	one, r := f.export(t, &adminv1.ExportTrustRequest{})
+	id, err := envelope.Fingerprint(f.key.Public())
+	if err != nil || r.SignedBy != id || one.CheckSigner([]string{id}) != nil {
+		t.Errorf("signed by %q, %v", r.SignedBy, err)
+	}
+	if one.File().Previous != "" {
+		t.Errorf("the first follows %q", one.File().Previous)
+	}
+	f.open(t)
+	two, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	if two.File().Previous != one.Digest() || two.CheckHistory(1, one.Digest()) != nil {
+		t.Errorf("the second follows %q, not %q", two.File().Previous, one.Digest())
+	}
+}
+
+// The private half of the trust key may be kept where no network reaches.
+func TestTrustKeyKeptElsewhere(t *testing.T) {
+	f := newFixture(t)
+	f.keyElsewhere = true
+	if _, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("signed without a key: %v", err)
+	}
+	r, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{Unsigned: true})
+	if err != nil || r.SignedBy != "" {
+		t.Fatal(err)
+	}
+	if _, err := link.OpenUnpinnedTrust(r.Document); !errors.Is(err, link.ErrUnsigned) {
+		t.Errorf("%v", err)
+	}
+	signed, err := link.SignTrust(r.Document, f.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := link.OpenUnpinnedTrust(signed); err != nil {
+		t.Error(err)
+	}
+	k, err := f.Service.TrustKey(t.Context(), &adminv1.TrustKeyRequest{})
+	if err != nil || k.Here || len(k.SpkiDer) == 0 {
+		t.Errorf("%v %v", k, err)
 	}
 }
 

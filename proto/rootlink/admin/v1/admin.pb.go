@@ -1075,6 +1075,9 @@ type ExportTrustRequest struct {
 	LayoutKeys      []*LayoutKey           `protobuf:"bytes,3,rep,name=layout_keys,json=layoutKeys,proto3" json:"layout_keys,omitempty"`
 	RevocationsJson []byte                 `protobuf:"bytes,4,opt,name=revocations_json,json=revocationsJson,proto3" json:"revocations_json,omitempty"` // a revocation file of this trust domain, added to what the server knows
 	AnyNode         bool                   `protobuf:"varint,5,opt,name=any_node,json=anyNode,proto3" json:"any_node,omitempty"`                        // leave the inventory out: any genuine TPM will do
+	Unsigned        bool                   `protobuf:"varint,6,opt,name=unsigned,proto3" json:"unsigned,omitempty"`                                     // the bare document, to be signed elsewhere
+	SourcesJson     []byte                 `protobuf:"bytes,7,opt,name=sources_json,json=sourcesJson,proto3" json:"sources_json,omitempty"`             // further time sources, remembered for later exports
+	ResetSources    bool                   `protobuf:"varint,8,opt,name=reset_sources,json=resetSources,proto3" json:"reset_sources,omitempty"`         // forget those remembered first
 	Demands         []*StepDemand          `protobuf:"bytes,16,rep,name=demands,proto3" json:"demands,omitempty"`
 	// Predicate types that identities may sign in place of links.
 	AllowTypes    []*AllowedType `protobuf:"bytes,20,rep,name=allow_types,json=allowTypes,proto3" json:"allow_types,omitempty"`
@@ -1143,6 +1146,27 @@ func (x *ExportTrustRequest) GetRevocationsJson() []byte {
 func (x *ExportTrustRequest) GetAnyNode() bool {
 	if x != nil {
 		return x.AnyNode
+	}
+	return false
+}
+
+func (x *ExportTrustRequest) GetUnsigned() bool {
+	if x != nil {
+		return x.Unsigned
+	}
+	return false
+}
+
+func (x *ExportTrustRequest) GetSourcesJson() []byte {
+	if x != nil {
+		return x.SourcesJson
+	}
+	return nil
+}
+
+func (x *ExportTrustRequest) GetResetSources() bool {
+	if x != nil {
+		return x.ResetSources
 	}
 	return false
 }
@@ -1219,6 +1243,7 @@ type StepDemand struct {
 	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	Executables   []string               `protobuf:"bytes,2,rep,name=executables,proto3" json:"executables,omitempty"` // the tool list: lower-case hex SHA-256, or "*"; empty: not demanded
 	CachesPerJob  bool                   `protobuf:"varint,3,opt,name=caches_per_job,json=cachesPerJob,proto3" json:"caches_per_job,omitempty"`
+	Logged        []string               `protobuf:"bytes,4,rep,name=logged,proto3" json:"logged,omitempty"` // what must be in a known log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1272,6 +1297,13 @@ func (x *StepDemand) GetCachesPerJob() bool {
 		return x.CachesPerJob
 	}
 	return false
+}
+
+func (x *StepDemand) GetLogged() []string {
+	if x != nil {
+		return x.Logged
+	}
+	return nil
 }
 
 type LayoutKey struct {
@@ -1331,6 +1363,7 @@ type ExportTrustResponse struct {
 	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
 	Notes         []string               `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
 	Serial        uint64                 `protobuf:"varint,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	SignedBy      string                 `protobuf:"bytes,4,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"` // fingerprint of the trust key, empty: unsigned
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1386,6 +1419,101 @@ func (x *ExportTrustResponse) GetSerial() uint64 {
 	return 0
 }
 
+func (x *ExportTrustResponse) GetSignedBy() string {
+	if x != nil {
+		return x.SignedBy
+	}
+	return ""
+}
+
+type TrustKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKeyRequest) Reset() {
+	*x = TrustKeyRequest{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKeyRequest) ProtoMessage() {}
+
+func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKeyRequest.ProtoReflect.Descriptor instead.
+func (*TrustKeyRequest) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+type TrustKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpkiDer       []byte                 `protobuf:"bytes,1,opt,name=spki_der,json=spkiDer,proto3" json:"spki_der,omitempty"`
+	Here          bool                   `protobuf:"varint,2,opt,name=here,proto3" json:"here,omitempty"` // the server holds the private key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKeyResponse) Reset() {
+	*x = TrustKeyResponse{}
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKeyResponse) ProtoMessage() {}
+
+func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKeyResponse.ProtoReflect.Descriptor instead.
+func (*TrustKeyResponse) Descriptor() ([]byte, []int) {
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TrustKeyResponse) GetSpkiDer() []byte {
+	if x != nil {
+		return x.SpkiDer
+	}
+	return nil
+}
+
+func (x *TrustKeyResponse) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
 type JoinLineRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1394,7 +1522,7 @@ type JoinLineRequest struct {
 
 func (x *JoinLineRequest) Reset() {
 	*x = JoinLineRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1534,7 @@ func (x *JoinLineRequest) String() string {
 func (*JoinLineRequest) ProtoMessage() {}
 
 func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1547,7 @@ func (x *JoinLineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineRequest.ProtoReflect.Descriptor instead.
 func (*JoinLineRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type JoinLineResponse struct {
@@ -1431,7 +1559,7 @@ type JoinLineResponse struct {
 
 func (x *JoinLineResponse) Reset() {
 	*x = JoinLineResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1571,7 @@ func (x *JoinLineResponse) String() string {
 func (*JoinLineResponse) ProtoMessage() {}
 
 func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1584,7 @@ func (x *JoinLineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinLineResponse.ProtoReflect.Descriptor instead.
 func (*JoinLineResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JoinLineResponse) GetLine() string {
@@ -1474,7 +1602,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1614,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1627,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1511,7 +1639,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1651,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1664,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -1560,7 +1688,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1700,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1713,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Authority) GetId() string {
@@ -1638,7 +1766,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1778,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1791,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 type RotateAuthorityResponse struct {
@@ -1675,7 +1803,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1815,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1828,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RotateAuthorityResponse) GetCertificate() []byte {
@@ -1718,7 +1846,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1858,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1871,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 type CountersResponse struct {
@@ -1755,7 +1883,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1895,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_rootlink_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1908,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_rootlink_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CountersResponse) GetCounters() map[string]uint64 {
@@ -1871,32 +1999,41 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\tNodeEvent\x12\x17\n" +
 	"\aat_unix\x18\x01 \x01(\x03R\x06atUnix\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xd6\x02\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xba\x03\n" +
 	"\x12ExportTrustRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\tR\x06format\x12)\n" +
 	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\x12=\n" +
 	"\vlayout_keys\x18\x03 \x03(\v2\x1c.rootlink.admin.v1.LayoutKeyR\n" +
 	"layoutKeys\x12)\n" +
 	"\x10revocations_json\x18\x04 \x01(\fR\x0frevocationsJson\x12\x19\n" +
-	"\bany_node\x18\x05 \x01(\bR\aanyNode\x127\n" +
+	"\bany_node\x18\x05 \x01(\bR\aanyNode\x12\x1a\n" +
+	"\bunsigned\x18\x06 \x01(\bR\bunsigned\x12!\n" +
+	"\fsources_json\x18\a \x01(\fR\vsourcesJson\x12#\n" +
+	"\rreset_sources\x18\b \x01(\bR\fresetSources\x127\n" +
 	"\ademands\x18\x10 \x03(\v2\x1d.rootlink.admin.v1.StepDemandR\ademands\x12?\n" +
 	"\vallow_types\x18\x14 \x03(\v2\x1e.rootlink.admin.v1.AllowedTypeR\n" +
 	"allowTypes\"=\n" +
 	"\vAllowedType\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\tR\x04type\"q\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\"\x89\x01\n" +
 	"\n" +
 	"StepDemand\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12 \n" +
 	"\vexecutables\x18\x02 \x03(\tR\vexecutables\x12$\n" +
-	"\x0ecaches_per_job\x18\x03 \x01(\bR\fcachesPerJob\":\n" +
+	"\x0ecaches_per_job\x18\x03 \x01(\bR\fcachesPerJob\x12\x16\n" +
+	"\x06logged\x18\x04 \x03(\tR\x06logged\":\n" +
 	"\tLayoutKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
-	"\bspki_der\x18\x02 \x01(\fR\aspkiDer\"_\n" +
+	"\bspki_der\x18\x02 \x01(\fR\aspkiDer\"|\n" +
 	"\x13ExportTrustResponse\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x14\n" +
 	"\x05notes\x18\x02 \x03(\tR\x05notes\x12\x16\n" +
-	"\x06serial\x18\x03 \x01(\x04R\x06serial\"\x11\n" +
+	"\x06serial\x18\x03 \x01(\x04R\x06serial\x12\x1b\n" +
+	"\tsigned_by\x18\x04 \x01(\tR\bsignedBy\"\x11\n" +
+	"\x0fTrustKeyRequest\"A\n" +
+	"\x10TrustKeyResponse\x12\x19\n" +
+	"\bspki_der\x18\x01 \x01(\fR\aspkiDer\x12\x12\n" +
+	"\x04here\x18\x02 \x01(\bR\x04here\"\x11\n" +
 	"\x0fJoinLineRequest\"&\n" +
 	"\x10JoinLineResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\tR\x04line\"\x18\n" +
@@ -1918,7 +2055,7 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\bcounters\x18\x01 \x03(\v21.rootlink.admin.v1.CountersResponse.CountersEntryR\bcounters\x1a;\n" +
 	"\rCountersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\xb0\b\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\x85\t\n" +
 	"\x05Admin\x12k\n" +
 	"\x10CapturePCRPolicy\x12*.rootlink.admin.v1.CapturePCRPolicyRequest\x1a+.rootlink.admin.v1.CapturePCRPolicyResponse\x12_\n" +
 	"\fPutPCRPolicy\x12&.rootlink.admin.v1.PutPCRPolicyRequest\x1a'.rootlink.admin.v1.PutPCRPolicyResponse\x12h\n" +
@@ -1927,6 +2064,7 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\rDiffPCRPolicy\x12'.rootlink.admin.v1.DiffPCRPolicyRequest\x1a(.rootlink.admin.v1.DiffPCRPolicyResponse\x12E\n" +
 	"\aGetNode\x12!.rootlink.admin.v1.GetNodeRequest\x1a\x17.rootlink.admin.v1.Node\x12\\\n" +
 	"\vExportTrust\x12%.rootlink.admin.v1.ExportTrustRequest\x1a&.rootlink.admin.v1.ExportTrustResponse\x12S\n" +
+	"\bTrustKey\x12\".rootlink.admin.v1.TrustKeyRequest\x1a#.rootlink.admin.v1.TrustKeyResponse\x12S\n" +
 	"\bJoinLine\x12\".rootlink.admin.v1.JoinLineRequest\x1a#.rootlink.admin.v1.JoinLineResponse\x12h\n" +
 	"\x0fListAuthorities\x12).rootlink.admin.v1.ListAuthoritiesRequest\x1a*.rootlink.admin.v1.ListAuthoritiesResponse\x12h\n" +
 	"\x0fRotateAuthority\x12).rootlink.admin.v1.RotateAuthorityRequest\x1a*.rootlink.admin.v1.RotateAuthorityResponse\x12S\n" +
@@ -1944,7 +2082,7 @@ func file_rootlink_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_rootlink_admin_v1_admin_proto_rawDescData
 }
 
-var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_rootlink_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*PCRSelection)(nil),             // 0: rootlink.admin.v1.PCRSelection
 	(*CapturePCRPolicyRequest)(nil),  // 1: rootlink.admin.v1.CapturePCRPolicyRequest
@@ -1968,16 +2106,18 @@ var file_rootlink_admin_v1_admin_proto_goTypes = []any{
 	(*StepDemand)(nil),               // 19: rootlink.admin.v1.StepDemand
 	(*LayoutKey)(nil),                // 20: rootlink.admin.v1.LayoutKey
 	(*ExportTrustResponse)(nil),      // 21: rootlink.admin.v1.ExportTrustResponse
-	(*JoinLineRequest)(nil),          // 22: rootlink.admin.v1.JoinLineRequest
-	(*JoinLineResponse)(nil),         // 23: rootlink.admin.v1.JoinLineResponse
-	(*ListAuthoritiesRequest)(nil),   // 24: rootlink.admin.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),  // 25: rootlink.admin.v1.ListAuthoritiesResponse
-	(*Authority)(nil),                // 26: rootlink.admin.v1.Authority
-	(*RotateAuthorityRequest)(nil),   // 27: rootlink.admin.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil),  // 28: rootlink.admin.v1.RotateAuthorityResponse
-	(*CountersRequest)(nil),          // 29: rootlink.admin.v1.CountersRequest
-	(*CountersResponse)(nil),         // 30: rootlink.admin.v1.CountersResponse
-	nil,                              // 31: rootlink.admin.v1.CountersResponse.CountersEntry
+	(*TrustKeyRequest)(nil),          // 22: rootlink.admin.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),         // 23: rootlink.admin.v1.TrustKeyResponse
+	(*JoinLineRequest)(nil),          // 24: rootlink.admin.v1.JoinLineRequest
+	(*JoinLineResponse)(nil),         // 25: rootlink.admin.v1.JoinLineResponse
+	(*ListAuthoritiesRequest)(nil),   // 26: rootlink.admin.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),  // 27: rootlink.admin.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                // 28: rootlink.admin.v1.Authority
+	(*RotateAuthorityRequest)(nil),   // 29: rootlink.admin.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 30: rootlink.admin.v1.RotateAuthorityResponse
+	(*CountersRequest)(nil),          // 31: rootlink.admin.v1.CountersRequest
+	(*CountersResponse)(nil),         // 32: rootlink.admin.v1.CountersResponse
+	nil,                              // 33: rootlink.admin.v1.CountersResponse.CountersEntry
 }
 var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: rootlink.admin.v1.CapturePCRPolicyRequest.pcrs:type_name -> rootlink.admin.v1.PCRSelection
@@ -1990,8 +2130,8 @@ var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	20, // 7: rootlink.admin.v1.ExportTrustRequest.layout_keys:type_name -> rootlink.admin.v1.LayoutKey
 	19, // 8: rootlink.admin.v1.ExportTrustRequest.demands:type_name -> rootlink.admin.v1.StepDemand
 	18, // 9: rootlink.admin.v1.ExportTrustRequest.allow_types:type_name -> rootlink.admin.v1.AllowedType
-	26, // 10: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
-	31, // 11: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
+	28, // 10: rootlink.admin.v1.ListAuthoritiesResponse.authorities:type_name -> rootlink.admin.v1.Authority
+	33, // 11: rootlink.admin.v1.CountersResponse.counters:type_name -> rootlink.admin.v1.CountersResponse.CountersEntry
 	1,  // 12: rootlink.admin.v1.Admin.CapturePCRPolicy:input_type -> rootlink.admin.v1.CapturePCRPolicyRequest
 	3,  // 13: rootlink.admin.v1.Admin.PutPCRPolicy:input_type -> rootlink.admin.v1.PutPCRPolicyRequest
 	5,  // 14: rootlink.admin.v1.Admin.ListPCRPolicies:input_type -> rootlink.admin.v1.ListPCRPoliciesRequest
@@ -1999,23 +2139,25 @@ var file_rootlink_admin_v1_admin_proto_depIdxs = []int32{
 	10, // 16: rootlink.admin.v1.Admin.DiffPCRPolicy:input_type -> rootlink.admin.v1.DiffPCRPolicyRequest
 	13, // 17: rootlink.admin.v1.Admin.GetNode:input_type -> rootlink.admin.v1.GetNodeRequest
 	17, // 18: rootlink.admin.v1.Admin.ExportTrust:input_type -> rootlink.admin.v1.ExportTrustRequest
-	22, // 19: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
-	24, // 20: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
-	27, // 21: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
-	29, // 22: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
-	2,  // 23: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
-	4,  // 24: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
-	6,  // 25: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
-	9,  // 26: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
-	12, // 27: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
-	14, // 28: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
-	21, // 29: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
-	23, // 30: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
-	25, // 31: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
-	28, // 32: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
-	30, // 33: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
-	23, // [23:34] is the sub-list for method output_type
-	12, // [12:23] is the sub-list for method input_type
+	22, // 19: rootlink.admin.v1.Admin.TrustKey:input_type -> rootlink.admin.v1.TrustKeyRequest
+	24, // 20: rootlink.admin.v1.Admin.JoinLine:input_type -> rootlink.admin.v1.JoinLineRequest
+	26, // 21: rootlink.admin.v1.Admin.ListAuthorities:input_type -> rootlink.admin.v1.ListAuthoritiesRequest
+	29, // 22: rootlink.admin.v1.Admin.RotateAuthority:input_type -> rootlink.admin.v1.RotateAuthorityRequest
+	31, // 23: rootlink.admin.v1.Admin.Counters:input_type -> rootlink.admin.v1.CountersRequest
+	2,  // 24: rootlink.admin.v1.Admin.CapturePCRPolicy:output_type -> rootlink.admin.v1.CapturePCRPolicyResponse
+	4,  // 25: rootlink.admin.v1.Admin.PutPCRPolicy:output_type -> rootlink.admin.v1.PutPCRPolicyResponse
+	6,  // 26: rootlink.admin.v1.Admin.ListPCRPolicies:output_type -> rootlink.admin.v1.ListPCRPoliciesResponse
+	9,  // 27: rootlink.admin.v1.Admin.DeletePCRPolicy:output_type -> rootlink.admin.v1.DeletePCRPolicyResponse
+	12, // 28: rootlink.admin.v1.Admin.DiffPCRPolicy:output_type -> rootlink.admin.v1.DiffPCRPolicyResponse
+	14, // 29: rootlink.admin.v1.Admin.GetNode:output_type -> rootlink.admin.v1.Node
+	21, // 30: rootlink.admin.v1.Admin.ExportTrust:output_type -> rootlink.admin.v1.ExportTrustResponse
+	23, // 31: rootlink.admin.v1.Admin.TrustKey:output_type -> rootlink.admin.v1.TrustKeyResponse
+	25, // 32: rootlink.admin.v1.Admin.JoinLine:output_type -> rootlink.admin.v1.JoinLineResponse
+	27, // 33: rootlink.admin.v1.Admin.ListAuthorities:output_type -> rootlink.admin.v1.ListAuthoritiesResponse
+	30, // 34: rootlink.admin.v1.Admin.RotateAuthority:output_type -> rootlink.admin.v1.RotateAuthorityResponse
+	32, // 35: rootlink.admin.v1.Admin.Counters:output_type -> rootlink.admin.v1.CountersResponse
+	24, // [24:36] is the sub-list for method output_type
+	12, // [12:24] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -2032,7 +2174,7 @@ func file_rootlink_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rootlink_admin_v1_admin_proto_rawDesc), len(file_rootlink_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

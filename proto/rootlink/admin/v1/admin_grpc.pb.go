@@ -29,6 +29,7 @@ const (
 	Admin_DiffPCRPolicy_FullMethodName    = "/rootlink.admin.v1.Admin/DiffPCRPolicy"
 	Admin_GetNode_FullMethodName          = "/rootlink.admin.v1.Admin/GetNode"
 	Admin_ExportTrust_FullMethodName      = "/rootlink.admin.v1.Admin/ExportTrust"
+	Admin_TrustKey_FullMethodName         = "/rootlink.admin.v1.Admin/TrustKey"
 	Admin_JoinLine_FullMethodName         = "/rootlink.admin.v1.Admin/JoinLine"
 	Admin_ListAuthorities_FullMethodName  = "/rootlink.admin.v1.Admin/ListAuthorities"
 	Admin_RotateAuthority_FullMethodName  = "/rootlink.admin.v1.Admin/RotateAuthority"
@@ -54,6 +55,8 @@ type AdminClient interface {
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*Node, error)
 	// ExportTrust returns trust.json or its Sigstore part.
 	ExportTrust(ctx context.Context, in *ExportTrustRequest, opts ...grpc.CallOption) (*ExportTrustResponse, error)
+	// TrustKey tells which key signs trust.json.
+	TrustKey(ctx context.Context, in *TrustKeyRequest, opts ...grpc.CallOption) (*TrustKeyResponse, error)
 	JoinLine(ctx context.Context, in *JoinLineRequest, opts ...grpc.CallOption) (*JoinLineResponse, error)
 	ListAuthorities(ctx context.Context, in *ListAuthoritiesRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error)
 	// RotateAuthority prepares and activates a new X.509 authority now.
@@ -140,6 +143,16 @@ func (c *adminClient) ExportTrust(ctx context.Context, in *ExportTrustRequest, o
 	return out, nil
 }
 
+func (c *adminClient) TrustKey(ctx context.Context, in *TrustKeyRequest, opts ...grpc.CallOption) (*TrustKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrustKeyResponse)
+	err := c.cc.Invoke(ctx, Admin_TrustKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) JoinLine(ctx context.Context, in *JoinLineRequest, opts ...grpc.CallOption) (*JoinLineResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinLineResponse)
@@ -199,6 +212,8 @@ type AdminServer interface {
 	GetNode(context.Context, *GetNodeRequest) (*Node, error)
 	// ExportTrust returns trust.json or its Sigstore part.
 	ExportTrust(context.Context, *ExportTrustRequest) (*ExportTrustResponse, error)
+	// TrustKey tells which key signs trust.json.
+	TrustKey(context.Context, *TrustKeyRequest) (*TrustKeyResponse, error)
 	JoinLine(context.Context, *JoinLineRequest) (*JoinLineResponse, error)
 	ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error)
 	// RotateAuthority prepares and activates a new X.509 authority now.
@@ -235,6 +250,9 @@ func (UnimplementedAdminServer) GetNode(context.Context, *GetNodeRequest) (*Node
 }
 func (UnimplementedAdminServer) ExportTrust(context.Context, *ExportTrustRequest) (*ExportTrustResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExportTrust not implemented")
+}
+func (UnimplementedAdminServer) TrustKey(context.Context, *TrustKeyRequest) (*TrustKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TrustKey not implemented")
 }
 func (UnimplementedAdminServer) JoinLine(context.Context, *JoinLineRequest) (*JoinLineResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method JoinLine not implemented")
@@ -395,6 +413,24 @@ func _Admin_ExportTrust_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_TrustKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TrustKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).TrustKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_TrustKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).TrustKey(ctx, req.(*TrustKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_JoinLine_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(JoinLineRequest)
 	if err := dec(in); err != nil {
@@ -501,6 +537,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExportTrust",
 			Handler:    _Admin_ExportTrust_Handler,
+		},
+		{
+			MethodName: "TrustKey",
+			Handler:    _Admin_TrustKey_Handler,
 		},
 		{
 			MethodName: "JoinLine",

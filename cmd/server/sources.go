@@ -1,0 +1,106 @@
+package main
+
+import (
+	"encoding/json"
+	"encoding/pem"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/server/admin"
+	"github.com/rootlink/rootlink/pkg/link"
+)
+
+// sourceFlags name time sources that are not the server's own. The server
+// remembers them for later exports.
+type sourceFlags struct {
+	operator  string
+	needed    int
+	chains    []string
+	witnesses []string
+	reset     bool
+}
+
+func (f *sourceFlags) register(fs *pflag.FlagSet) {
+	fs.StringVar(&f.operator, "operator", "", "who runs the trust domain, as verifiers compare it with who runs the time sources (default the trust domain); remembered")
+	fs.IntVar(&f.needed, "authorities-needed", 0, "how many distinct time authorities must attest when a link was signed; remembered")
+	fs.StringArrayVar(&f.chains, "tsa-chain", nil, "PEM `FILE[,operator=NAME][,uri=URI]` with the certificates of a further timestamp authority, root last; repeatable, remembered")
+	fs.StringArrayVar(&f.witnesses, "witness", nil, "`FILE[,operator=NAME]` with the C2SP verifier keys of log witnesses, one a line; repeatable, remembered")
+	fs.BoolVar(&f.reset, "reset-sources", false, "first forget what earlier exports remembered of these")
+}
+
+// json is what the request carries, nil for nothing.
+func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
+	s := admin.Sources{Operator: f.operator}
+	if c.Flags().Changed("authorities-needed") {
+		s.AuthoritiesNeeded = &f.needed
+		if f.needed < 0 || f.needed > link.MaxTokens {
+			return nil, cli.Usage("", "--authorities-needed %d: 0 to %d", f.needed, link.MaxTokens)
+		}
+	}
+	for _, arg := range f.chains {
+		path, opts, err := options("--tsa-chain", arg, "operator", "uri")
+		if err != nil {
+			return nil, err
+		}
+		rest, err := cli.ReadInput(path, maxKeyFile)
+		if err != nil {
+			return nil, err
+		}
+		t := admin.TSA{Operator: opts["operator"], URI: opts["uri"]}
+		for {
+			var block *pem.Block
+			if block, rest = pem.Decode(rest); block == nil {
+				break
+			}
+			if block.Type == "CERTIFICATE" {
+				t.Chain = append(t.Chain, block.Bytes)
+			}
+		}
+		if len(t.Chain) == 0 {
+			return nil, cli.Usage("give the authority's certificates in PEM, root last", "--tsa-chain: %s holds no certificate", path)
+		}
+		s.Timestamps = append(s.Timestamps, t)
+	}
+	for _, arg := range f.witnesses {
+		path, opts, err := options("--witness", arg, "operator")
+		if err != nil {
+			return nil, err
+		}
+		raw, err := cli.ReadInput(path, maxKeyFile)
+		if err != nil {
+			return nil, err
+		}
+		for _, line := range strings.Split(string(raw), "\n") {
+			if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			name, _, _ := strings.Cut(line, "+")
+			s.Witnesses = append(s.Witnesses, link.Witness{Name: name, Key: line, Operator: opts["operator"]})
+		}
+	}
+	if s.Operator == "" && s.AuthoritiesNeeded == nil && len(s.Timestamps)+len(s.Witnesses) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(s)
+}
+
+// options splits FILE,name=value,….
+func options(flag, arg string, known ...string) (path string, out map[string]string, err error) {
+	parts := strings.Split(arg, ",")
+	out = map[string]string{}
+next:
+	for _, p := range parts[1:] {
+		name, value, _ := strings.Cut(p, "=")
+		for _, k := range known {
+			if name == k && value != "" {
+				out[k] = value
+				continue next
+			}
+		}
+		return "", nil, cli.Usage("such as FILE,operator=example.com", "%s: unknown %q", flag, p)
+	}
+	return parts[0], out, nil
+}
