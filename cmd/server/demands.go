@@ -13,9 +13,10 @@ import (
 // demandFlags are the flags of trust export that demand something of what ran
 // in a step.
 func demandFlags(fs *pflag.FlagSet) func() ([]*adminv1.StepDemand, error) {
-	var lists, caches []string
+	var lists, caches, logged []string
 	fs.StringArrayVar(&lists, "executables", nil, "SPIFFE-ID=FILE with the only programs that may run in its steps, as `rootlink inspect --executables` prints them; repeatable")
 	fs.StringArrayVar(&caches, "caches-per-job", nil, "SPIFFE-ID whose steps must begin with empty caches; repeatable")
+	fs.StringArrayVar(&logged, "logged", nil, "SPIFFE-ID=LIST of what must be in a known log, of signature, ak, authority and attestation_ca; repeatable")
 	return func() (out []*adminv1.StepDemand, err error) {
 		for _, l := range lists {
 			id, file, ok := strings.Cut(l, "=")
@@ -34,6 +35,13 @@ func demandFlags(fs *pflag.FlagSet) func() ([]*adminv1.StepDemand, error) {
 		}
 		for _, id := range caches {
 			out = append(out, &adminv1.StepDemand{SpiffeId: id, CachesPerJob: true})
+		}
+		for _, l := range logged {
+			id, what, ok := strings.Cut(l, "=")
+			if !ok || what == "" {
+				return nil, cli.Usage("such as --logged spiffe://example.org/build=signature,ak", "--logged %q is not SPIFFE-ID=LIST", l)
+			}
+			out = append(out, &adminv1.StepDemand{SpiffeId: id, Logged: strings.Split(what, ",")})
 		}
 		return out, nil
 	}

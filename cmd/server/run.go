@@ -22,6 +22,7 @@ import (
 	"github.com/rootlink/rootlink/internal/server/admin"
 	"github.com/rootlink/rootlink/internal/tlog"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/envelope"
 )
 
 // runFlags are the settings of `run`; the same names with underscores are the
@@ -105,6 +106,11 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 		web = a.String()
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "%s: ready: trust domain %s, agents at %s, HTTP port %s, admin socket %s\n", program, s.TrustDomain(), s.Addr(), web, cfg.AdminSocket)
+	if _, pub := s.TrustKey(); pub != nil {
+		if id, err := envelope.Fingerprint(pub); err == nil {
+			cfg.Log.Info("trust.json is signed by this key, which verifiers pin with --trust-key", "fingerprint", id)
+		}
+	}
 	if err := s.Run(c.Context()); err != nil && c.Context().Err() == nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func addDemands(reqs []link.Requirement, demands []*adminv1.StepDemand) error {
 		if i < 0 {
 			return malformed("a demand on %q, which has no requirement: no entry is for its steps", d.SpiffeId)
 		}
-		if len(d.Executables) == 0 && !d.CachesPerJob {
+		if len(d.Executables)+len(d.Logged) == 0 && !d.CachesPerJob {
 			return malformed("a demand on %q that demands nothing", d.SpiffeId)
 		}
 		for _, h := range d.Executables {
@@ -27,6 +27,7 @@ func addDemands(reqs []link.Requirement, demands []*adminv1.StepDemand) error {
 			}
 		}
 		reqs[i].CachesPerJob = reqs[i].CachesPerJob || d.CachesPerJob
+		reqs[i].Logged = append(reqs[i].Logged, d.Logged...)
 	}
 	return nil
 }

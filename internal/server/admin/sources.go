@@ -139,6 +139,9 @@ func (s *Service) addSources(ctx context.Context, req *adminv1.ExportTrustReques
 		// Tried whole before it is kept: what makes no trust.json must not stop
 		// every later export.
 		trial := link.TrustFile{Witnesses: have.Witnesses}
+		if have.AuthoritiesNeeded != nil {
+			trial.Time.AuthoritiesNeeded = *have.AuthoritiesNeeded
+		}
 		if err := trial.CheckSources(); err != nil {
 			return malformed("%w", err)
 		}
