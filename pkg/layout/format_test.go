@@ -423,7 +423,7 @@ func FuzzRules(f *testing.F) {
 			return
 		}
 		links := map[string]in_toto.Metadata{"s": &in_toto.Metablock{Signed: l.metadata()}}
-		_ = engine("s", side{"materials", [][]string{r, {"ALLOW", "*"}}}, links)
+		_ = engine("s", links, side{"materials", [][]string{r, {"ALLOW", "*"}}})
 		_ = overlap("s", side{"products", [][]string{r}}, l, map[string]*stepLink{"s": l})
 	})
 }

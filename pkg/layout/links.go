@@ -3,7 +3,9 @@ package layout
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/in-toto/in-toto-golang/in_toto"
 
@@ -67,7 +69,9 @@ func (v *verifier) judgeBundles() {
 			return text, err
 		})
 	}
-	for _, in := range v.in.Links {
+	parsed := parseAll(v.in.Links)
+	for i, in := range v.in.Links {
+		in.Parsed = parsed[i]
 		left, err := v.assign(&in)
 		if err != nil || left != "" {
 			report(in.Name, func() (string, error) { return left, err })
@@ -86,12 +90,39 @@ func (v *verifier) judgeBundles() {
 	}
 }
 
+// parseAll decodes bundles and their statements side by side: of large ones it
+// is most of the work. nil stands for one that is malformed.
+func parseAll(in []link.LinkInput) []*link.Bundle {
+	out := make([]*link.Bundle, len(in))
+	if len(in) > MaxLinks {
+		return out // nothing is judged
+	}
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range min(len(in), runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := range next {
+				if b, err := link.ParseBundle(in[i].Bundle); err == nil {
+					_, _ = b.UnverifiedStatement() // which it keeps
+					out[i] = b
+				}
+			}
+		})
+	}
+	for i := range in {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return out
+}
+
 // assign says whom a bundle is compared with. What the bundle claims of itself
 // chooses no more than that. left is why it is not judged at all.
 func (v *verifier) assign(in *link.LinkInput) (left string, err error) {
 	in.Identity = "spiffe://" + v.trust.TrustDomain() + "/**"
-	b, err := link.ParseBundle(in.Bundle)
-	if err != nil {
+	b := in.Parsed
+	if b == nil {
 		return "", nil // it is refused for its form
 	}
 	claim, err := b.UnverifiedStatement()

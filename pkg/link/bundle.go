@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	bundlev1 "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	commonv1 "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
@@ -31,6 +32,8 @@ type Bundle struct {
 	leaf      *x509.Certificate
 	tokens    [][]byte                        // RFC 3161, DER of TimeStampResp
 	entries   []*rekorv1.TransparencyLogEntry // with inclusion proofs
+
+	statement func() (*Statement, error) // ParseStatement(payload), once: a large one takes a while
 }
 
 // ErrSignerMismatch: the certificate or its evidence is not for this key and
@@ -158,9 +161,11 @@ func ParseBundle(raw []byte) (*Bundle, error) {
 	if n := len(sig.GetSig()); n == 0 || n > MaxSignature {
 		return nil, malformed("signature of %d bytes, 1 to %d allowed", n, MaxSignature)
 	}
+	payload := env.GetPayload()
 	return &Bundle{
-		payload: env.GetPayload(), signature: sig.GetSig(), leaf: leaf,
+		payload: payload, signature: sig.GetSig(), leaf: leaf,
 		tokens: tokens, entries: vm.GetTlogEntries(),
+		statement: sync.OnceValues(func() (*Statement, error) { return ParseStatement(payload) }),
 	}, nil
 }
 
@@ -170,8 +175,14 @@ func (b *Bundle) UnverifiedCertificate() *x509.Certificate { return b.leaf }
 // UnverifiedPayload returns the signed bytes.
 func (b *Bundle) UnverifiedPayload() []byte { return bytes.Clone(b.payload) }
 
-// UnverifiedStatement decodes the statement as the bundle claims it.
-func (b *Bundle) UnverifiedStatement() (*Statement, error) { return ParseStatement(b.payload) }
+// UnverifiedStatement decodes the statement as the bundle claims it. It is the
+// same one every time: leave it as it is.
+func (b *Bundle) UnverifiedStatement() (*Statement, error) {
+	if b.statement == nil {
+		return ParseStatement(b.payload) // made by Sign
+	}
+	return b.statement()
+}
 
 // BundleSuffix ends the names of bundles.
 const BundleSuffix = ".sigstore.json"

@@ -54,7 +54,8 @@ type Input struct {
 type LinkInput struct {
 	Name     string // for messages: the file's name
 	Bundle   []byte
-	EventLog []byte // optional; must have the digest that the evidence names
+	Parsed   *Bundle // what ParseBundle made of Bundle, if the caller has it
+	EventLog []byte  // optional; must have the digest that the evidence names
 	// LogProofs are log entries of the AK certificate (JSON), see LogProofName.
 	LogProofs [][]byte
 	// Identity is what this link's signer must match, instead of Input's.

@@ -100,8 +100,10 @@ func (v *linkVerifier) checks() []check {
 }
 
 func (v *linkVerifier) bundleForm() (_ string, err error) {
-	if v.bundle, err = ParseBundle(v.in.Bundle); err != nil {
-		return "", err
+	if v.bundle = v.in.Parsed; v.bundle == nil {
+		if v.bundle, err = ParseBundle(v.in.Bundle); err != nil {
+			return "", err
+		}
 	}
 	v.leaf = v.bundle.leaf
 	return "one DSSE signature, one leaf certificate, nothing else", nil

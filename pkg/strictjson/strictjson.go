@@ -3,6 +3,7 @@ package strictjson
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,70 +37,114 @@ func Scan(b []byte, limit int, open string) error {
 	if !utf8.Valid(b) {
 		return malformed("invalid UTF-8")
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	type frame struct {
-		keys  map[string]bool // nil in an array
-		isKey bool            // the next string is a key
-		mixed bool            // keys may have any case
+	if !json.Valid(b) {
+		var v json.RawMessage
+		return malformed("JSON: %w", cmp.Or(json.Unmarshal(b, &v), io.ErrUnexpectedEOF))
 	}
-	var stack []frame
-	mixed := open == "" // of the next container
-	value := func() {   // a value just ended
-		if n := len(stack); n > 0 && stack[n-1].keys != nil {
-			stack[n-1].isKey = true
+	w := walker{open: strings.Fields(open), mixed: open == ""}
+	return w.walk(b)
+}
+
+// walker looks at the keys of valid JSON, and at nothing else of it.
+type walker struct {
+	open  []string
+	mixed bool // keys of the next container may have any case
+	stack []frame
+	keys  [][]byte // of all objects that are open, folded; each frame's from its start on
+}
+
+type frame struct {
+	object bool
+	isKey  bool // the next string is a key
+	mixed  bool // keys may have any case
+	start  int
+	many   map[string]bool // once they are more than few
+}
+
+// few keys are faster compared one by one.
+const few = 8
+
+func (w *walker) walk(b []byte) error {
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[':
+			if len(w.stack) == MaxDepth {
+				return malformed("JSON nested deeper than %d", MaxDepth)
+			}
+			w.stack = append(w.stack, frame{object: b[i] == '{', isKey: b[i] == '{', mixed: w.mixed, start: len(w.keys)})
+		case '}', ']':
+			n := len(w.stack) - 1
+			w.keys, w.stack = w.keys[:w.stack[n].start], w.stack[:n]
+		case ',':
+			top := &w.stack[len(w.stack)-1]
+			top.isKey = top.object
+		case '"':
+			end := i + 1
+			for b[end] != '"' {
+				if b[end] == '\\' {
+					end++
+				}
+				end++
+			}
+			if n := len(w.stack); n > 0 && w.stack[n-1].isKey {
+				if err := w.key(b[i : end+1]); err != nil {
+					return err
+				}
+			}
+			i = end
 		}
 	}
-	for {
-		tok, err := d.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
+	return nil
+}
+
+// key takes one key with its quotes.
+func (w *walker) key(quoted []byte) error {
+	n := len(w.stack)
+	top := &w.stack[n-1]
+	top.isKey = false
+	folded, same := quoted[1:len(quoted)-1], true
+	if !plain(folded) {
+		var t string
+		if err := json.Unmarshal(quoted, &t); err != nil {
 			return malformed("JSON: %w", err)
 		}
-		switch t := tok.(type) {
-		case json.Delim:
-			switch t {
-			case '{', '[':
-				if len(stack) == MaxDepth {
-					return malformed("JSON nested deeper than %d", MaxDepth)
-				}
-				f := frame{mixed: mixed}
-				if t == '{' {
-					f.keys, f.isKey = map[string]bool{}, true
-				}
-				stack = append(stack, f)
-			default:
-				stack = stack[:len(stack)-1]
-				value()
-			}
-		case string:
-			if n := len(stack); n > 0 && stack[n-1].isKey {
-				k := strings.ToLower(strings.ToUpper(t))
-				if !stack[n-1].mixed && k != t {
-					return malformed("key %q is not in lower case", t)
-				}
-				mixed = stack[n-1].mixed || n == 1 && slices.Contains(strings.Fields(open), t)
-				if stack[n-1].keys[k] {
-					return malformed("duplicate key %q", t)
-				}
-				stack[n-1].keys[k] = true
-				stack[n-1].isKey = false
-				continue
-			}
-			value()
-		default:
-			value()
-		}
-		if len(stack) == 0 {
-			if _, err := d.Token(); !errors.Is(err, io.EOF) {
-				return malformed("data after the JSON value")
-			}
-			return nil
+		k := strings.ToLower(strings.ToUpper(t))
+		folded, same = []byte(k), k == t
+		if !top.mixed && !same {
+			return malformed("key %q is not in lower case", t)
 		}
 	}
-	return malformed("JSON ends early")
+	w.mixed = top.mixed || n == 1 && same && slices.Contains(w.open, string(folded))
+	mine := w.keys[top.start:]
+	duplicate := top.many[string(folded)]
+	if top.many == nil {
+		duplicate = slices.ContainsFunc(mine, func(k []byte) bool { return bytes.Equal(k, folded) })
+	}
+	if duplicate {
+		return malformed("duplicate key %q", folded)
+	}
+	if top.many == nil && len(mine) < few {
+		w.keys = append(w.keys, folded)
+		return nil
+	}
+	if top.many == nil {
+		top.many = make(map[string]bool)
+		for _, k := range mine {
+			top.many[string(k)] = true
+		}
+	}
+	top.many[string(folded)] = true
+	return nil
+}
+
+// plain: what is between the quotes is the key itself, and folded already.
+func plain(key []byte) bool {
+	for _, c := range key {
+		if c >= 0x80 || c == '\\' || 'A' <= c && c <= 'Z' {
+			return false
+		}
+	}
+	return true
 }
 
 // Decode scans b and decodes it into v. Unknown keys are errors.
