@@ -4,7 +4,7 @@
 #   make test      everything: unit, race, fuzz seeds, end to end on swtpm
 #   make interop   stock cosign, Witness, in-toto, openssl and others as judges
 #
-# The rest: build, lint, bench, proto, clean.
+# The rest: build, lint, bench, interop-bench, proto, clean.
 
 GO       ?= go
 BIN      := bin
@@ -15,7 +15,7 @@ BINARIES := $(BIN)/rootlink-server $(BIN)/rootlink-agent $(BIN)/rootlink \
 VERSION  := $(if $(wildcard .git),$(shell git describe --tags --always --dirty 2>/dev/null))
 LDFLAGS  := -s -w $(if $(VERSION),-X github.com/rootlink/rootlink/internal/version.linked=$(VERSION))
 
-.PHONY: all demo test interop lint bench build proto setup clean $(BINARIES)
+.PHONY: all demo test interop interop-bench lint bench build proto setup clean $(BINARIES)
 
 all: build
 
@@ -47,6 +47,10 @@ test: setup build
 interop: setup build
 	@scripts/setup interop
 	ROOTLINK_BIN=$(CURDIR)/$(BIN) scripts/interop
+
+# The same beside in-toto-golang and go-witness, on the same files.
+interop-bench: setup build
+	@ROOTLINK_BIN=$(CURDIR)/$(BIN) scripts/interop-bench
 
 lint:
 	@scripts/lint
