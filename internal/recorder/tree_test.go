@@ -77,8 +77,10 @@ func TestTreeListsWhatEveryProcessExecutes(t *testing.T) {
 	}
 	lines, execs, gaps, _, _ := follow(t, nil, "/bin/sh", "-c", outer+"; /bin/true & wait; exec env true")
 	complete(t, gaps)
-	for _, want := range []string{"tool " + sh(t) + " × 1", "interpreter " + sh(t) + " × 1", "script inner × 1", "script outer × 1",
-		"child env × 1", "tool env × 1", "child true × 3", "tool true × 1"} {
+	for _, want := range []string{
+		"tool " + sh(t) + " × 1", "interpreter " + sh(t) + " × 1", "script inner × 1", "script outer × 1",
+		"child env × 1", "tool env × 1", "child true × 3", "tool true × 1",
+	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no %q in %q", want, lines)
 		}

@@ -28,8 +28,10 @@ func result(n int) *link.Result {
 		name := fmt.Sprintf("step-%d", i)
 		l := link.LinkResult{
 			Name: "out/" + name + link.BundleSuffix, Verdict: link.VerdictVerified, Tier: link.TierBootAttested,
-			Time: link.LinkTime{At: when, Attested: true, Sources: []link.TimeSource{{Authority: "CN=example.org time", Time: when, Counted: true, SameOperator: true}},
-				Logs: []link.LogEntry{{Of: link.LoggedSignature, Log: "log.example.org", Index: 4711, Counted: true}}},
+			Time: link.LinkTime{
+				At: when, Attested: true, Sources: []link.TimeSource{{Authority: "CN=example.org time", Time: when, Counted: true, SameOperator: true}},
+				Logs: []link.LogEntry{{Of: link.LoggedSignature, Log: "log.example.org", Index: 4711, Counted: true}},
+			},
 			ProvedByTPM:   []string{"whoever could use the AK committed to exactly this statement and SVID key", "that TPM's PCRs had the values shown, at reset 3, restart 0"},
 			SaidBy:        []link.Said{{What: "command", Value: "go build -trimpath -o " + name}, {What: "exit code", Value: "0"}},
 			TakenOnWordOf: []link.Word{{What: "AK and EK live in one TPM", Who: "attestation CA CN=attestation", SameOperator: true}, {What: "tool and recorder hashes", Who: "the agent on that machine"}},

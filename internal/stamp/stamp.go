@@ -281,8 +281,10 @@ func (j *job) assemble() (err error) {
 	}
 	// Two URLs of one authority give one witness, not two.
 	if n := j.plan.Needs(); j.wantTokens && len(j.have) < n && !slices.ContainsFunc(o.Missing, func(m Missing) bool { return m.What == "timestamp" }) {
-		o.Missing = append(o.Missing, Missing{What: "timestamp", URL: strings.Join(j.plan.Timestamps, ", "), Needed: true,
-			Err: fmt.Errorf("%d different authorities answered, %d are needed", len(j.have), n)})
+		o.Missing = append(o.Missing, Missing{
+			What: "timestamp", URL: strings.Join(j.plan.Timestamps, ", "), Needed: true,
+			Err: fmt.Errorf("%d different authorities answered, %d are needed", len(j.have), n),
+		})
 	}
 	slices.SortFunc(o.Missing, func(a, b Missing) int { return strings.Compare(a.What+a.URL, b.What+b.URL) })
 	return nil

@@ -277,8 +277,10 @@ func TestRefusesHostileTimestampAnswers(t *testing.T) {
 		"after the SVID":       {authority(t, sig, at(time.Hour)), "clock"},
 		"endless":              {serve(t, endless), "more than"},
 		"a web page":           {serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }), "content type"},
-		"empty": {serve(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Type", timestamp.ReplyType) }),
-			"malformed"},
+		"empty": {
+			serve(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Type", timestamp.ReplyType) }),
+			"malformed",
+		},
 		"redirect to a file":  {serve(t, redirect("file:///etc/shadow")), "no redirect is followed"},
 		"redirect to itself":  {serve(t, redirect("")), "no redirect is followed"},
 		"redirect far inside": {serve(t, redirect("http://169.254.169.254/latest")), "no redirect is followed"},

@@ -131,8 +131,10 @@ func RunAudit(ctx context.Context, src Source, l pub.Log, ws []pub.Witness, issu
 			a.Pending++
 			continue
 		}
-		a.alarm(Alarm{Kind: MissingCertificate, SHA256: hex.EncodeToString(c.Digest[:]),
-			Detail: fmt.Sprintf("%s of %s, issued %s", c.Kind, c.Subject, c.IssuedAt.UTC().Format(time.RFC3339))})
+		a.alarm(Alarm{
+			Kind: MissingCertificate, SHA256: hex.EncodeToString(c.Digest[:]),
+			Detail: fmt.Sprintf("%s of %s, issued %s", c.Kind, c.Subject, c.IssuedAt.UTC().Format(time.RFC3339)),
+		})
 	}
 	after, err := issued(ctx)
 	if err != nil {
@@ -152,8 +154,10 @@ func RunAudit(ctx context.Context, src Source, l pub.Log, ws []pub.Witness, issu
 	slices.Sort(unknown)
 	for _, idx := range unknown {
 		d := digests[idx]
-		a.alarm(Alarm{Kind: UnknownCertificate, Index: &idx, SHA256: hex.EncodeToString(d[:]),
-			Detail: "this server has no record of issuing it"})
+		a.alarm(Alarm{
+			Kind: UnknownCertificate, Index: &idx, SHA256: hex.EncodeToString(d[:]),
+			Detail: "this server has no record of issuing it",
+		})
 	}
 	return a, nil
 }

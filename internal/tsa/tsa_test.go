@@ -23,6 +23,7 @@ import (
 
 	"github.com/sigstore/timestamp-authority/v2/pkg/verification"
 
+	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 )
@@ -129,7 +130,7 @@ func TestPeers(t *testing.T) {
 	}
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("no openssl")
+		needs.Missing(t, "no openssl: %v", err)
 	}
 	for name, b := range map[string][]byte{
 		"data": signature, "token.tsr": raw,
@@ -179,8 +180,10 @@ func TestRefusesBadRequests(t *testing.T) {
 		"version 2":      {version2, digitorus.BadRequest},
 		"SHA-1":          {request(digitorus.Request{HashAlgorithm: crypto.SHA1}), digitorus.BadAlgorithm},
 		"other policy":   {request(digitorus.Request{HashAlgorithm: crypto.SHA256, TSAPolicyOID: asn1.ObjectIdentifier{1, 2, 3}}), digitorus.UnacceptedPolicy},
-		"extension": {request(digitorus.Request{HashAlgorithm: crypto.SHA256, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}}}),
-			digitorus.UnacceptedExtension},
+		"extension": {
+			request(digitorus.Request{HashAlgorithm: crypto.SHA256, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}}}),
+			digitorus.UnacceptedExtension,
+		},
 	} {
 		t.Run(name, func(t *testing.T) { refusedWith(t, answer(t, a, x.query), x.info) })
 	}

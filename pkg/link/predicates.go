@@ -74,8 +74,14 @@ func CheckPredicateForm(uri string, predicate []byte) error {
 	}
 	want := map[string][]field{
 		TypeSLSAProvenance: {{"buildDefinition.buildType", isText}, {"buildDefinition.externalParameters", isObject}, {"runDetails.builder.id", isText}},
-		TypeVSA: {{"verifier.id", isText}, {"timeVerified", isText}, {"resourceUri", isText}, {"policy", isObject},
-			{"verificationResult", oneOf("PASSED", "FAILED")}, {"verifiedLevels", isList}},
+		TypeVSA: {
+			{"verifier.id", isText},
+			{"timeVerified", isText},
+			{"resourceUri", isText},
+			{"policy", isObject},
+			{"verificationResult", oneOf("PASSED", "FAILED")},
+			{"verifiedLevels", isList},
+		},
 		TypeCycloneDX:  {{"bomFormat", oneOf("CycloneDX")}, {"specVersion", isText}},
 		TypeVulns:      {{"scanner.uri", isText}, {"scanner.result", isList}},
 		TypeCosignVuln: {{"scanner.uri", isText}, {"scanner.result", isThere}, {"metadata", isObject}},

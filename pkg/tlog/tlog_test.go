@@ -267,7 +267,8 @@ func TestRefusesCosignatures(t *testing.T) {
 		"before the window":                  {[]*forge.LogWitness{a}, []tlog.Witness{window(a.Info(), a.Time.Add(time.Second), time.Time{})}, 0},
 		"after the window":                   {[]*forge.LogWitness{a}, []tlog.Witness{window(a.Info(), time.Time{}, a.Time.Add(-time.Second))}, 0},
 		"inside the second of two windows": {[]*forge.LogWitness{a}, []tlog.Witness{
-			window(a.Info(), time.Time{}, a.Time.Add(-time.Second)), window(a.Info(), a.Time, time.Time{})}, 1},
+			window(a.Info(), time.Time{}, a.Time.Add(-time.Second)), window(a.Info(), a.Time, time.Time{}),
+		}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.log.Witnesses = c.by
