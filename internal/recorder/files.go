@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/cli"
 )
 
 // maxFiles bounds one recording; at some 300 bytes each that is 75 MB.
@@ -157,7 +159,8 @@ type walker struct {
 	q       *queue
 	exclude globs
 	before  *Recording
-	at      int // index of the present root
+	at      int    // index of the present root
+	real    string // the working directory without symlinks, once it was asked for
 }
 
 func (w *walker) root(i int) error {
@@ -221,6 +224,9 @@ func (w *walker) entry(name string) error {
 		case err != nil:
 			return &os.PathError{Op: "stat", Path: name, Err: err}
 		case st.Mode&unix.S_IFMT == unix.S_IFREG:
+			if err := w.leadsInside(name); err != nil {
+				return err
+			}
 			if err := w.add(name, &st, true); err != nil {
 				return err
 			}
@@ -236,6 +242,32 @@ func (w *walker) entry(name string) error {
 		w.skip(name, "socket")
 	default:
 		w.skip(name, "device")
+	}
+	return nil
+}
+
+// leadsInside refuses a link out of the working directory: its content would be
+// recorded as if it were part of the tree, and whoever owns what it leads to
+// decides what goes into the step.
+func (w *walker) leadsInside(name string) error {
+	if w.real == "" {
+		wd, err := os.Getwd()
+		if err != nil {
+			return err
+		}
+		if w.real, err = filepath.EvalSymlinks(wd); err != nil {
+			return err
+		}
+	}
+	to, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return err
+	}
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(w.real, to)
+	}
+	if rel, err := filepath.Rel(w.real, to); err != nil || outside(rel) {
+		return cli.Hint(fmt.Errorf("%s is a symlink to %s, outside the working directory: %w", name, to, ErrPath), "copy the file into the tree, or leave the link out with --exclude")
 	}
 	return nil
 }

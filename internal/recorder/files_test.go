@@ -100,6 +100,30 @@ func TestHash(t *testing.T) {
 	}
 }
 
+func TestRefusesMaterialsThatLeaveTheTreeBySymlink(t *testing.T) {
+	outside := t.TempDir()
+	write(t, filepath.Join(outside, "secret"), "x")
+	t.Chdir(t.TempDir())
+	write(t, "src/a", "a")
+	if err := os.Symlink(outside, "up"); err != nil {
+		t.Fatal(err)
+	}
+	for name, to := range map[string]string{"absolute": filepath.Join(outside, "secret"), "in two hops": "../up/secret"} {
+		if err := os.Symlink(to, "src/link"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Hash(t.Context(), []string{"src"}, Options{}); !errors.Is(err, ErrPath) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := Hash(t.Context(), []string{"src"}, Options{Exclude: []string{"src/link"}}); err != nil {
+			t.Errorf("%s, left out: %v", name, err)
+		}
+		if err := os.Remove("src/link"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestHashRefuses(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
