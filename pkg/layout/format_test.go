@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -321,6 +322,11 @@ func TestRefusesSublayouts(t *testing.T) {
 			raw := mustSign(t, s)
 			s.in.Sublayouts = append(s.in.Sublayouts, NamedFile{"more", raw})
 		}, "layout.steps", link.ErrPolicy, link.ErrPolicy},
+		"for two steps": {func(t *testing.T, s *scene, _ crypto.Signer) {
+			again := *s.build()
+			again.Name = "again"
+			s.layout.Steps = append(s.layout.Steps, again)
+		}, "layout.sublayout", link.ErrPolicy, link.ErrPolicy},
 		"inspections": {func(t *testing.T, s *scene, k crypto.Signer) {
 			bend(t, s, k, func(l *Layout) { l.Inspections = []Inspection{{Name: "i", Run: []string{"true"}}} })
 		}, "layout.sublayout", link.ErrPolicy, link.ErrPolicy},
@@ -335,6 +341,34 @@ func TestRefusesSublayouts(t *testing.T) {
 			c.spoil(t, s, owner)
 			s.refuses(t, c.check, c.want, c.class)
 		})
+	}
+}
+
+func TestRefusesSublayoutsWithoutEnd(t *testing.T) {
+	s := newScene(t)
+	owner := forge.P256(t)
+	key, err := NewKey(owner.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(i int) Step {
+		return Step{
+			Name: fmt.Sprintf("s%d", i), Threshold: 1, PubKeys: []string{key.KeyID}, Demands: Demands{Sublayout: fmt.Sprintf("l%d", i)},
+			Materials: rules("ALLOW *"), Products: rules("ALLOW *"),
+		}
+	}
+	keys := map[string]in_toto.Key{key.KeyID: key}
+	for i := range MaxDepth + 2 {
+		sub := &Layout{Name: fmt.Sprintf("l%d", i), Serial: 1, Issued: s.layout.Issued, Expires: s.layout.Expires, Keys: keys, Steps: []Step{step(i + 1)}}
+		raw, err := Sign(sub, FormDSSE, owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.in.Sublayouts = append(s.in.Sublayouts, NamedFile{sub.Name, raw})
+	}
+	s.layout.Keys, s.layout.Steps = keys, []Step{step(0)}
+	if f := s.refuses(t, "layout.sublayout", link.ErrPolicy, link.ErrPolicy, "deeper than"); f.Step != fmt.Sprintf("s%d", MaxDepth) {
+		t.Errorf("%+v", f)
 	}
 }
 
@@ -426,4 +460,44 @@ func FuzzRules(f *testing.F) {
 		_ = engine("s", links, side{"materials", [][]string{r, {"ALLOW", "*"}}})
 		_ = overlap("s", side{"products", [][]string{r}}, l, map[string]*stepLink{"s": l})
 	})
+}
+
+func TestRefusesClassicLinksOfFailedOrEscapingSteps(t *testing.T) {
+	for _, c := range map[string]struct {
+		exit    int
+		product string
+		want    error
+	}{
+		"all is well": {0, "hello", nil},
+		"failed":      {1, "hello", link.ErrCrypto},
+		"escapes":     {0, "../hello", ErrEscape},
+	} {
+		s := newScene(t)
+		k := forge.P256(t)
+		key, err := NewKey(k.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := s.build()
+		*b = Step{Name: "build", Threshold: 1, PubKeys: []string{key.KeyID}, Demands: Demands{KeyPinned: true}, Materials: b.Materials, Products: rules("ALLOW *")}
+		s.layout.Keys = map[string]in_toto.Key{key.KeyID: key}
+		sl := &stepLink{step: "build", products: hashes(map[string]string{c.product: sum("the program")})}
+		if sl.materials, err = artifactsOf(s.links[1].stmt.Materials); err != nil {
+			t.Fatal(err)
+		}
+		mb, err := signMetablock(sl.classicForm(c.exit), []crypto.Signer{k})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(mb)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.links, s.in.Classic = s.links[:1], []NamedFile{{"build.link", raw}}
+		if c.want == nil {
+			s.accepts(t)
+			continue
+		}
+		s.refuses(t, "link.classic", c.want, link.ErrCrypto, "build.link")
+	}
 }
