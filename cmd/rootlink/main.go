@@ -56,6 +56,7 @@ func newRoot() *cobra.Command {
 		whoamiCommand(),
 		verifycmd.VerifyCommand(),
 		verifycmd.InspectCommand(),
+		verifycmd.ArchiveCommand(),
 		layoutcmd.Command(verifycmd.ExportPinnedCommand()),
 		trustcmd.Command(),
 		storecmd.AttachCommand(),

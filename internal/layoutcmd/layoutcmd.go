@@ -18,7 +18,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
-	"github.com/rootlink/rootlink/internal/verifycmd"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/pkg/layout"
 )
 
@@ -183,7 +183,7 @@ with the next serial.`,
 			}
 			var signers []crypto.Signer
 			for _, k := range keys {
-				s, err := verifycmd.ReadSigner(k)
+				s, err := keyfile.Private(k)
 				if err != nil {
 					return err
 				}

@@ -28,8 +28,8 @@ func FromLayout(r *layout.Result, now time.Time) (*link.Result, []Step) {
 	}
 	for _, a := range r.Artifacts {
 		m := link.ArtifactResult{Artifact: a.Artifact}
-		if a.Step != "" {
-			m.Matches = []link.Match{{Link: "step " + a.Step, Subject: a.Subject}}
+		if a.Link != "" {
+			m.Matches = []link.Match{{Link: a.Link, Subject: a.Subject}}
 		}
 		out.Artifacts = append(out.Artifacts, m)
 	}
@@ -40,16 +40,32 @@ func FromLayout(r *layout.Result, now time.Time) (*link.Result, []Step) {
 		}
 		out.Checks = append(out.Checks, line)
 	}
-	var steps []Step
+	if len(r.Layouts) > 0 {
+		out.Identity = "layout " + r.Layouts[0].Name
+	}
+	return out, stepsOf(r)
+}
+
+func stepsOf(r *layout.Result) (steps []Step) {
 	for _, s := range r.Steps {
 		detail := strings.Join(s.SignedBy, ", ")
 		if s.Threshold > 1 {
 			detail = fmt.Sprintf("%d of %d: %s", len(s.SignedBy), s.Threshold, detail)
 		}
+		if s.Sublayout != "" {
+			detail = "layout " + s.Sublayout
+		}
 		if s.Unproved {
 			detail += " (pinned key: no hardware evidence)"
 		}
-		steps = append(steps, Step{Name: s.Name, Detail: detail, OK: s.Verdict == link.VerdictVerified})
+		ok := s.Verdict == link.VerdictVerified
+		for _, c := range r.Checks {
+			if c.Step == s.Name && c.Outcome == attest.Failed {
+				ok, detail = false, c.Detail
+				break
+			}
+		}
+		steps = append(steps, Step{Name: s.Name, Detail: detail, OK: ok})
 	}
-	return out, steps
+	return steps
 }

@@ -5,8 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,8 +14,8 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/pkg/layout"
-	"github.com/rootlink/rootlink/pkg/link"
 )
 
 // ExportPinnedCommand returns `rootlink layout export-pinned`.
@@ -47,16 +45,16 @@ public key: key.pem, and key.json for in-toto's Python.`,
 			if o.pipeline.file == "" || out == "" || key == "" {
 				return cli.Usage("rootlink layout export-pinned --help", "--layout, --key and --out are needed")
 			}
-			now := clock()
-			notBefore, err := o.check(args)
+			signer, err := keyfile.Private(key)
 			if err != nil {
 				return err
 			}
-			signer, err := ReadSigner(key)
+			q, err := o.prepare(cmd.Context(), clock(), args)
 			if err != nil {
 				return err
 			}
-			p, _, err := judgePipeline(&o, when{now: now, notBefore: notBefore}, nil, args)
+			defer q.placed.remove()
+			p, _, err := judgePipeline(&o, q)
 			if p == nil {
 				return err
 			}
@@ -76,47 +74,13 @@ public key: key.pem, and key.json for in-toto's Python.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.trust, "trust", "", "trust.json: the `FILE` that rootlink-server trust export writes")
-	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
-	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
-	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
-	o.pipeline.register(f)
+	o.register(f)
 	f.StringVar(&key, "key", "", "private key that signs the pinned layout, `PEM`")
 	f.StringVar(&out, "out", "", "new directory for what is written")
 	return cmd
 }
 
 func oneOffKey() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
-
-// ReadSigner reads a private key that signs layouts.
-func ReadSigner(path string) (crypto.Signer, error) {
-	raw, err := cli.ReadInput(path, 64<<10)
-	if err != nil {
-		return nil, err
-	}
-	bad := func(err error) error {
-		return cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", path, err), "an ECDSA P-256 or Ed25519 private key in PEM, without a password")
-	}
-	block, _ := pem.Decode(raw)
-	if block == nil {
-		return nil, bad(link.ErrMalformed)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if block.Type == "EC PRIVATE KEY" {
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	}
-	if err != nil {
-		return nil, bad(err)
-	}
-	s, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, bad(link.ErrUnsupported)
-	}
-	if _, err := layout.NewKey(s.Public()); err != nil {
-		return nil, bad(err)
-	}
-	return s, nil
-}
 
 // writePinned makes the directory appear whole, and touches none that is there.
 func writePinned(dir string, p *layout.Pinned) error {

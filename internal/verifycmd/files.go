@@ -91,11 +91,8 @@ func readInputs(in *link.Input, args []string) error {
 			return cli.Usage("name each once", "%s is given twice", name)
 		}
 		seen[name] = true
-		l := link.LinkInput{Name: name, Bundle: raw}
-		if l.EventLog, err = findEventLog(name, raw); err != nil {
-			return err
-		}
-		if l.LogProofs, err = findLogProof(name, raw); err != nil {
+		l, err := readBeside(name, raw)
+		if err != nil {
 			return err
 		}
 		in.Links = append(in.Links, l)
@@ -104,6 +101,16 @@ func readInputs(in *link.Input, args []string) error {
 		return cli.Usage("name the "+link.BundleSuffix+" file that `rootlink run` wrote", "no bundle among the %d files", len(args))
 	}
 	return nil
+}
+
+// readBeside reads what ships beside a bundle.
+func readBeside(name string, raw []byte) (l link.LinkInput, err error) {
+	l.Name, l.Bundle = name, raw
+	if l.EventLog, err = findEventLog(name, raw); err != nil {
+		return l, err
+	}
+	l.LogProofs, err = findLogProof(name, raw)
+	return l, err
 }
 
 func hasSuffix(name string) bool { return strings.HasSuffix(name, link.BundleSuffix) }

@@ -21,6 +21,17 @@ import (
 type fetched struct {
 	dir   string            // "" until there is one
 	names map[string]string // path there → what people read
+	// artifacts are those that an archive holds the digests of.
+	artifacts []link.Artifact
+}
+
+// orArchived is what is to be compared: the files that were named or, when none
+// was, what the archive says of those that were verified when it was made.
+func (f *fetched) orArchived(given []link.Artifact) []link.Artifact {
+	if len(given) > 0 {
+		return given
+	}
+	return f.artifacts
 }
 
 func (f *fetched) remove() {

@@ -89,8 +89,8 @@ func readPipeline(o *layoutOptions, args []string) (in layout.Input, err error) 
 			if raw == nil {
 				return in, cli.Usage("a bundle is a regular file", "%s is no file", name)
 			}
-			l := link.LinkInput{Name: name, Bundle: raw}
-			if l.EventLog, err = findEventLog(name, raw); err != nil {
+			l, err := readBeside(name, raw)
+			if err != nil {
 				return in, err
 			}
 			in.Links = append(in.Links, l)
@@ -111,11 +111,8 @@ func readPipeline(o *layoutOptions, args []string) (in layout.Input, err error) 
 	return in, nil
 }
 
-// when is the time to judge at. present is the real one when another was asked for.
-type when struct{ now, present, notBefore time.Time }
-
 // judgePipeline verifies and remembers the editions of what was accepted.
-func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pipeline, []byte, error) {
+func judgePipeline(o *verifyOptions, q *question) (*Pipeline, []byte, error) {
 	pins, err := fingerprints(o.trustKeys)
 	if err != nil {
 		return nil, nil, err
@@ -124,14 +121,13 @@ func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pip
 	if err != nil {
 		return nil, nil, err
 	}
-	in, err := readPipeline(&o.pipeline, args)
+	in, err := readPipeline(&o.pipeline, q.args)
 	if err != nil {
 		return nil, nil, err
 	}
-	in.NotBefore, in.Clock = w.notBefore, w.present
-	if from != nil {
-		from.rename(in.Links)
-	}
+	in.NotBefore, in.Clock = q.notBefore, q.present
+	q.placed.rename(in.Links)
+	in.Artifacts = q.placed.orArchived(in.Artifacts)
 	state, err := openState(o.state, trust)
 	if err != nil {
 		return nil, nil, err
@@ -160,11 +156,11 @@ func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pip
 			return inspection.Run(i, names, o.pipeline.timeout)
 		}
 	}
-	res, verdict := layout.Verify(in, trust, w.now)
-	if !w.present.IsZero() {
+	res, verdict := layout.Verify(in, trust, q.now)
+	if !q.present.IsZero() {
 		return &Pipeline{in, trust, res}, doc, verdict // nothing is remembered of a time that was only asked for
 	}
-	if trust.CheckSerial(state.least) == nil && trust.CheckHistory(known.LeastSerial, known.LeastDigest) == nil && trust.CheckWindow(w.now) == nil {
+	if trust.CheckSerial(state.least) == nil && trust.CheckHistory(known.LeastSerial, known.LeastDigest) == nil && trust.CheckWindow(q.now) == nil {
 		if err := state.remember(trust, res.Checkpoints); err != nil {
 			return nil, nil, err
 		}
@@ -178,16 +174,17 @@ func judgePipeline(o *verifyOptions, w when, from *fetched, args []string) (*Pip
 	return &Pipeline{in, trust, res}, doc, verdict
 }
 
-func verifyPipeline(cmd *cobra.Command, o verifyOptions, w when, from *fetched, args []string) error {
-	p, doc, verdict := judgePipeline(&o, w, from, args)
+func verifyPipeline(cmd *cobra.Command, o verifyOptions, q *question) error {
+	p, doc, verdict := judgePipeline(&o, q)
 	if p == nil {
 		return verdict
 	}
 	res := p.Result
-	if err := writeReport(o.report, asLinks(res), reportSteps(res), w.now); err != nil {
+	links, steps := report.FromLayout(res, q.now)
+	if err := writeReport(o.report, links, steps, q.now); err != nil {
 		return err
 	}
-	if err := o.vsa.write(asLinks(res), vsa.Digest(filepath.Base(o.trust), doc), p.Input.Links, w.now); err != nil {
+	if err := o.vsa.write(links, vsa.Digest(filepath.Base(o.trust), doc), p.Input.Links, q.now); err != nil {
 		return err
 	}
 	var err error
@@ -248,51 +245,4 @@ func pipelineHint(res *layout.Result, err error) string {
 		}
 	}
 	return "docs/layouts.md says what each check demands; --verbose lists them"
-}
-
-// asLinks is the result as the page about links takes it.
-func asLinks(r *layout.Result) *link.Result {
-	out := &link.Result{
-		SchemaVersion: link.ResultSchema, Verdict: r.Verdict, Trust: r.Trust, Links: r.Links, Artifacts: []link.ArtifactResult{},
-	}
-	if len(r.Layouts) > 0 {
-		out.Identity = "layout " + r.Layouts[0].Name
-	}
-	if r.Failure != nil {
-		out.Failure = &link.Failure{Class: r.Failure.Class, Check: r.Failure.Check, Link: r.Failure.Link, Message: r.Failure.Message}
-	}
-	for _, c := range r.Checks {
-		c.Check.ID = strings.TrimSpace(c.ID + " " + c.Step)
-		out.Checks = append(out.Checks, c.Check)
-	}
-	for _, a := range r.Artifacts {
-		one := link.ArtifactResult{Artifact: a.Artifact, Matches: []link.Match{}}
-		if a.Link != "" {
-			one.Matches = append(one.Matches, link.Match{Link: a.Link, Subject: a.Subject})
-		}
-		out.Artifacts = append(out.Artifacts, one)
-	}
-	return out
-}
-
-func reportSteps(r *layout.Result) []report.Step {
-	var out []report.Step
-	for _, s := range r.Steps {
-		detail := fmt.Sprintf("%d of %d: %s", len(s.SignedBy), s.Threshold, strings.Join(s.SignedBy, ", "))
-		if s.Sublayout != "" {
-			detail = "layout " + s.Sublayout
-		}
-		if s.Unproved {
-			detail += "; key-pinned: no hardware evidence"
-		}
-		ok := s.Verdict == link.VerdictVerified
-		for _, c := range r.Checks {
-			if c.Step == s.Name && c.Outcome == "failed" {
-				ok, detail = false, c.Detail
-				break
-			}
-		}
-		out = append(out, report.Step{Name: s.Name, Detail: detail, OK: ok})
-	}
-	return out
 }

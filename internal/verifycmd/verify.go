@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/keyfile"
@@ -24,6 +25,7 @@ type verifyOptions struct {
 	revocations, trustKeys []string
 	notBefore, at          string
 	predicate              string
+	archive                string
 	from                   []string
 	plainHTTP              bool
 	report                 string
@@ -59,6 +61,17 @@ cryptographic check failed, 4 a policy was not met.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return verify(cmd, o, clock(), args) },
 	}
 	f := cmd.Flags()
+	o.register(f)
+	f.StringVar(&o.archive, "archive", "", "judge the `FILE` that `rootlink archive` wrote: it brings bundles, layout and trust.json")
+	f.StringVar(&o.at, "at", "", "judge as if it were this `TIME` (RFC 3339); the result says so, and nothing is remembered of it")
+	f.StringVar(&o.report, "report", "", "also write the result as one self-contained HTML page to this `FILE`")
+	o.vsa.register(f)
+	f.BoolVar(&o.verbose, "verbose", false, "list every check, also those that passed")
+	return cmd
+}
+
+// register are the flags of every command that verifies.
+func (o *verifyOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.trust, "trust", "", "trust.json: the `FILE` that rootlink-server trust export writes")
 	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or pattern of it, that must have signed")
 	f.StringVar(&o.predicate, "type", "link", "predicate type of the statements, a URI or one of "+strings.Join(link.PredicateAliases(), ", "))
@@ -67,13 +80,8 @@ cryptographic check failed, 4 a policy was not met.`,
 	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed trust.json; repeatable: one of them (default: the key seen at first use)")
 	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
 	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
-	f.StringVar(&o.at, "at", "", "judge as if it were this `TIME` (RFC 3339); the result says so, and nothing is remembered of it")
 	f.StringArrayVar(&o.from, "from", nil, "`REF` of an image whose bundles, stored by `rootlink attach`, and whose digest are judged too (repeatable)")
 	f.BoolVar(&o.plainHTTP, "plain-http", false, "talk to registries without TLS")
-	f.StringVar(&o.report, "report", "", "also write the result as one self-contained HTML page to this `FILE`")
-	o.vsa.register(f)
-	f.BoolVar(&o.verbose, "verbose", false, "list every check, also those that passed")
-	return cmd
 }
 
 func (o verifyOptions) check(args []string) (notBefore time.Time, err error) {
@@ -113,59 +121,24 @@ func fingerprints(args []string) (out []string, err error) {
 	return out, nil
 }
 
-func verify(cmd *cobra.Command, o verifyOptions, now time.Time, args []string) error {
-	notBefore, err := o.check(args)
+func verify(cmd *cobra.Command, o verifyOptions, clock time.Time, args []string) error {
+	q, err := o.prepare(cmd.Context(), clock, args)
 	if err != nil {
 		return err
 	}
-	now, present, err := o.asIf(now)
-	if err != nil {
-		return err
-	}
-	wantType, err := link.ResolvePredicateType(o.predicate)
-	if err != nil {
-		return cli.Usage("a short name, or the predicate type's whole URI", "--type: %w", err)
-	}
-	placed, args, err := o.fetch(cmd.Context(), wantType, args)
-	defer placed.remove()
-	if err != nil {
-		return err
-	}
+	defer q.placed.remove()
 	if o.pipeline.file != "" {
-		return verifyPipeline(cmd, o, when{now, present, notBefore}, placed, args)
+		return verifyPipeline(cmd, o, q)
 	}
-	pins, err := fingerprints(o.trustKeys)
-	if err != nil {
-		return err
+	j, verdict := judgeLinks(&o, q)
+	if j == nil {
+		return verdict
 	}
-	trust, doc, err := readTrust(o.trust, pins, o.revocations)
-	if err != nil {
-		return err
-	}
-	in := link.Input{Identity: o.identity, NotBefore: notBefore, Type: wantType, Clock: present}
-	if err := readInputs(&in, args); err != nil {
-		return err
-	}
-	placed.rename(in.Links)
-	state, err := openState(o.state, trust)
-	if err != nil {
-		return err
-	}
-	defer state.close()
-	state.known(&in, pins)
-	res, verdict := link.Verify(in, trust, now)
-	// Remembered only once trust.json itself was found good: a file that is
-	// expired, rolled back or another's must not lock out the right one. Nor is
-	// anything remembered of a time that was only asked for.
-	if res.TrustAccepted() && present.IsZero() {
-		if err := state.remember(trust, res.Checkpoints); err != nil {
-			return err
-		}
-	}
+	res, now := j.Result, q.now
 	if err := writeReport(o.report, res, nil, now); err != nil {
 		return err
 	}
-	if err := o.vsa.write(res, vsa.Digest(filepath.Base(o.trust), doc), in.Links, now); err != nil {
+	if err := o.vsa.write(res, vsa.Digest(filepath.Base(o.trust), j.doc), j.Input.Links, now); err != nil {
 		return err
 	}
 	switch {

@@ -43,6 +43,8 @@ const (
 	RoleBundle      = "bundle"
 	RoleTrust       = "trust"
 	RoleLayout      = "layout"
+	RoleSublayout   = "sublayout"
+	RoleClassic     = "classic_link"
 	RoleRevocations = "revocations"
 	RoleEventLog    = "event_log"
 	RoleLogProof    = "log_proof"  // of an AK certificate, see docs/log.md
@@ -51,7 +53,7 @@ const (
 
 // dirs says where the files of a role lie in the tar.
 var dirs = map[string]string{
-	RoleBundle: "bundles", RoleTrust: "trust", RoleLayout: "layout", RoleRevocations: "revocations",
+	RoleBundle: "bundles", RoleTrust: "trust", RoleLayout: "layout", RoleSublayout: "sublayouts", RoleClassic: "bundles", RoleRevocations: "revocations",
 	RoleEventLog: "logs", RoleLogProof: "logs", RoleCheckpoint: "checkpoints",
 }
 
@@ -80,10 +82,13 @@ type Manifest struct {
 
 // Question is what the links were verified for.
 type Question struct {
-	Identity  string     `json:"identity,omitempty"` // pattern; or the archive holds a layout
+	Identity  string     `json:"identity,omitempty"` // pattern
+	Layout    string     `json:"layout,omitempty"`   // or this file of the archive, by name
 	Type      string     `json:"type,omitempty"`     // predicate type, empty: links
 	BuildID   string     `json:"build_id,omitempty"`
 	NotBefore *time.Time `json:"not_before,omitempty"`
+	// SkipInspections: the layout's inspections were not run, as was accepted.
+	SkipInspections bool `json:"skip_inspections,omitempty"`
 }
 
 // File is one file in the archive.
@@ -124,9 +129,8 @@ func NewBuilder(created time.Time, trustDomain string, q Question) *Builder {
 	}
 }
 
-// Artifact notes the digests of an artifact.
+// Artifact notes the digests of an artifact. Its name is for people.
 func (b *Builder) Artifact(a link.Artifact) {
-	a.Name = path.Base(strings.ReplaceAll(a.Name, "\\", "/"))
 	b.m.Artifacts = append(b.m.Artifacts, a)
 }
 

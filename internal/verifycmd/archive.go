@@ -1,0 +1,384 @@
+package verifycmd
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
+	stamping "github.com/rootlink/rootlink/internal/stamp"
+	"github.com/rootlink/rootlink/pkg/archive"
+	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/timestamp"
+	"github.com/rootlink/rootlink/pkg/tlog"
+)
+
+// ArchiveCommand returns `rootlink archive`.
+func ArchiveCommand() *cobra.Command { return archiveCommand(time.Now) }
+
+func archiveCommand(clock func() time.Time) *cobra.Command {
+	var o verifyOptions
+	var out string
+	var urls []string
+	cmd := &cobra.Command{
+		Use:   "archive --trust FILE (--identity PATTERN | --layout FILE) --out FILE BUNDLE... [ARTIFACT...]",
+		Short: "Verify, and put all that a later verifier needs into one file",
+		Long: `Verify, and put all that a later verifier needs into one file: bundles, layout,
+the signed trust.json, revocations, boot event logs, log proofs and checkpoints,
+and the digests of the artifacts. The artifacts themselves stay where they are.
+
+The file is a tar that anybody can unpack. A timestamp over its manifest shows
+when it was made: with it, rootlink verify --archive still works when trust.json
+has long expired, and a later file of revocations can be laid beside it.`,
+		Example: `  rootlink archive --trust trust.json --layout hello.layout --out hello.archive *` + link.BundleSuffix + ` hello
+  rootlink verify --archive hello.archive --trust-key FINGERPRINT hello`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				return cli.Usage("--out FILE", "where is the archive to go?")
+			}
+			return writeArchive(cmd, o, clock, out, urls, args)
+		},
+	}
+	f := cmd.Flags()
+	o.register(f)
+	f.StringVar(&out, "out", "", "`FILE` to write")
+	f.StringArrayVar(&urls, "timestamp-url", nil, "RFC 3161 authority for the archive's own token, repeatable: the first that answers; none for no token (default: those in trust.json)")
+	cmd.AddCommand(archiveCheckCommand(clock))
+	return cmd
+}
+
+func writeArchive(cmd *cobra.Command, o verifyOptions, clock func() time.Time, out string, urls, args []string) error {
+	q, err := o.prepare(cmd.Context(), clock(), args)
+	if err != nil {
+		return err
+	}
+	defer q.placed.remove()
+	c, err := o.collect(cmd, q)
+	if err != nil {
+		return err
+	}
+	a, err := c.build(&o, q)
+	if err != nil {
+		return cli.Fail(cli.ExitInternal, err, "give files of one name apart other names")
+	}
+	note := func(format string, v ...any) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "rootlink: "+format+"\n", v...)
+	}
+	switch {
+	case len(urls) == 0:
+		for _, t := range c.trust.TrustedRoot().Timestamps {
+			if t.URI != "" && !slices.Contains(urls, t.URI) {
+				urls = append(urls, t.URI)
+			}
+		}
+	case slices.Contains(urls, stamping.None):
+		urls = nil
+	}
+	if len(urls) == 0 {
+		note("NO TOKEN: once trust.json expires at %s, the archive verifies only with a newer one beside it", c.trust.Expires().Format(time.RFC3339))
+	} else if err := stampArchive(cmd.Context(), a, urls, c.trust.TrustedRoot().Timestamps); err != nil {
+		return cli.Fail(cli.ExitInternal, err, "--timestamp-url names another authority of trust.json; --timestamp-url none leaves the token away")
+	}
+	f, err := files.Create(out, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	n, err := a.WriteTo(f)
+	if err != nil {
+		return err
+	}
+	if err := f.Commit(); err != nil {
+		return err
+	}
+	if cli.WantsJSON(cmd) {
+		return cli.PrintJSON(cmd.OutOrStdout(), struct {
+			Out      string           `json:"out"`
+			Bytes    int64            `json:"bytes"`
+			Stamped  bool             `json:"stamped"`
+			Manifest archive.Manifest `json:"manifest"`
+		}{out, n, a.Token() != nil, a.Manifest})
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d files, %d bytes. `rootlink archive check %s` says what it lacks.\n", out, len(a.Manifest.Files), n, out)
+	return err
+}
+
+// contents is what was verified and goes into an archive.
+type contents struct {
+	trust       *link.Trust
+	doc         []byte // trust.json
+	links       []link.LinkInput
+	artifacts   []link.Artifact
+	checkpoints []link.SeenCheckpoint
+	layout      *Pipeline
+}
+
+// collect verifies: an archive of what does not verify today would only hide
+// for ten years that something is wrong.
+func (o *verifyOptions) collect(cmd *cobra.Command, q *question) (*contents, error) {
+	if o.pipeline.file != "" {
+		p, doc, verdict := judgePipeline(o, q)
+		if p == nil {
+			return nil, verdict
+		}
+		if verdict != nil {
+			fmt.Fprint(cmd.ErrOrStderr(), p.Result.Text())
+			return nil, pipelineOutcome(p.Result, verdict)
+		}
+		return &contents{p.Trust, doc, p.Input.Links, p.Input.Artifacts, p.Result.Checkpoints, p}, nil
+	}
+	j, verdict := judgeLinks(o, q)
+	if j == nil {
+		return nil, verdict
+	}
+	if verdict != nil {
+		fmt.Fprint(cmd.ErrOrStderr(), j.Result.Text())
+		return nil, outcome(j.Result, verdict)
+	}
+	return &contents{j.Trust, j.doc, j.Input.Links, j.Input.Artifacts, j.Result.Checkpoints, nil}, nil
+}
+
+func (c *contents) build(o *verifyOptions, q *question) (*archive.Archive, error) {
+	ask := archive.Question{Identity: o.identity, Type: q.wantType}
+	if !q.notBefore.IsZero() {
+		ask.NotBefore = &q.notBefore
+	}
+	if c.layout != nil {
+		ask = archive.Question{Layout: filepath.Base(c.layout.Input.Layout.Name), BuildID: o.pipeline.buildID, NotBefore: ask.NotBefore, SkipInspections: o.pipeline.skip}
+	}
+	b := archive.NewBuilder(q.now, c.trust.TrustDomain(), ask)
+	var err error
+	add := func(role, name string, content []byte) {
+		if err == nil && content != nil {
+			err = b.Add(role, filepath.Base(name), content)
+		}
+	}
+	add(archive.RoleTrust, "trust.json", c.doc)
+	for _, name := range o.revocations {
+		raw, rerr := cli.ReadInput(name, link.MaxTrustFile)
+		if rerr != nil {
+			return nil, rerr
+		}
+		add(archive.RoleRevocations, name, raw)
+	}
+	for _, l := range c.links {
+		add(archive.RoleBundle, l.Name, l.Bundle)
+		name, proof := namesBeside(l.Bundle)
+		add(archive.RoleEventLog, name, l.EventLog)
+		for _, p := range l.LogProofs {
+			add(archive.RoleLogProof, proof, p)
+		}
+		for name, cp := range checkpointsIn(l.Bundle, c.checkpoints) {
+			add(archive.RoleCheckpoint, name, cp)
+		}
+	}
+	if p := c.layout; p != nil {
+		add(archive.RoleLayout, p.Input.Layout.Name, p.Input.Layout.Raw)
+		for _, s := range p.Input.Sublayouts {
+			add(archive.RoleSublayout, s.Name, s.Raw)
+		}
+		for _, s := range p.Input.Classic {
+			add(archive.RoleClassic, s.Name, s.Raw)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range c.artifacts {
+		if len(a.Digest) > 0 {
+			b.Artifact(link.Artifact{Name: filepath.Base(a.Name), Digest: a.Digest})
+			continue
+		}
+		for name, sum := range a.Files { // a directory whose files are listed one by one
+			b.Artifact(link.Artifact{Name: filepath.Base(a.Name) + "/" + name, Digest: map[string]string{"sha256": sum}})
+		}
+	}
+	return b.Close()
+}
+
+// namesBeside are the names under which a bundle's event log and the log proof
+// of its AK certificate lie beside it.
+func namesBeside(raw []byte) (eventLog, proof string) {
+	b, err := link.ParseBundle(raw)
+	if err != nil {
+		return "", ""
+	}
+	e, err := attest.FromCertificate(b.UnverifiedCertificate())
+	if err != nil {
+		return "", ""
+	}
+	if e.EventLog != nil {
+		eventLog = link.EventLogName(e.EventLog)
+	}
+	return eventLog, stamping.ProofName(e.AKCert)
+}
+
+// checkpointsIn finds in a bundle the signed form of the largest trees that were
+// verified. Who keeps them can later ask each log to prove that it only grew.
+func checkpointsIn(raw []byte, largest []link.SeenCheckpoint) map[string][]byte {
+	out := map[string][]byte{}
+	b, err := link.ParseBundle(raw)
+	if err != nil {
+		return out
+	}
+	for _, e := range b.LogEntries() {
+		signed := e.GetInclusionProof().GetCheckpoint().GetEnvelope()
+		for _, s := range largest {
+			if tlog.UnverifiedOrigin([]byte(signed)) == s.Origin && e.GetInclusionProof().GetTreeSize() == int64(s.Size) {
+				out[fmt.Sprintf("%s-%d.checkpoint", s.Origin, s.Size)] = []byte(signed)
+			}
+		}
+	}
+	return out
+}
+
+// stampArchive gets the archive's own token, and one that its readers will take.
+func stampArchive(ctx context.Context, a *archive.Archive, urls []string, known []timestamp.Authority) error {
+	client := stamping.NewClient()
+	defer client.Close()
+	progress := cli.NewProgress(os.Stderr)
+	defer progress.Done()
+	var why error
+	for _, url := range urls {
+		progress.Printf("asking %s for a timestamp of the archive", url)
+		raw, _, err := client.TimestampOf(ctx, url, a.Stamped())
+		if err == nil {
+			var token *timestamp.Token
+			if token, err = timestamp.Parse(raw); err == nil {
+				if _, err = token.Verify(a.Stamped(), known); err == nil {
+					return a.SetToken(raw)
+				}
+			}
+		}
+		why = fmt.Errorf("no token for the archive from %s: %w", url, err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return why
+}
+
+func archiveCheckCommand(clock func() time.Time) *cobra.Command {
+	var o verifyOptions
+	cmd := &cobra.Command{
+		Use:   "check FILE",
+		Short: "Say what an archive lacks to be verified in ten years",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.archive = args[0]
+			return checkArchive(cmd, o, clock())
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed its trust.json (default: the key seen at first use)")
+	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after it was made")
+	f.StringVar(&o.state, "trust-state", "", "file that remembers which key signs trust.json (default in $XDG_STATE_HOME/rootlink)")
+	o.predicate = "link"
+	return cmd
+}
+
+// lack is one thing that an archive does without.
+type lack struct {
+	What   string `json:"what"`
+	Of     string `json:"of,omitempty"` // which link
+	Needed bool   `json:"needed"`       // without it the archive does not verify for long
+}
+
+func checkArchive(cmd *cobra.Command, o verifyOptions, clock time.Time) error {
+	q, err := o.prepare(cmd.Context(), clock, nil)
+	if err != nil {
+		return err
+	}
+	defer q.placed.remove()
+	raw, err := os.Open(o.archive)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	a, err := archive.Open(raw)
+	if err != nil {
+		return err
+	}
+	c, err := o.collect(cmd, q)
+	if err != nil {
+		return err
+	}
+	lacks := lacking(a, c)
+	if err := printLacks(cmd, a, lacks); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(lacks, func(l lack) bool { return l.Needed }) {
+		return cli.Fail(cli.ExitPolicy, fmt.Errorf("%s will not verify for long", o.archive), "make it again with what it lacks, while that can be had")
+	}
+	return nil
+}
+
+func printLacks(cmd *cobra.Command, a *archive.Archive, lacks []lack) error {
+	if cli.WantsJSON(cmd) {
+		return cli.PrintJSON(cmd.OutOrStdout(), struct {
+			Created time.Time `json:"created"`
+			Files   int       `json:"files"`
+			Lacks   []lack    `json:"lacks"`
+		}{a.Manifest.Created, len(a.Manifest.Files), append([]lack{}, lacks...)})
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "verified: %d files, made %s\n", len(a.Manifest.Files), a.Manifest.Created.Format(time.RFC3339))
+	for _, l := range lacks {
+		mark, of := "–", ""
+		if l.Needed {
+			mark = "✗"
+		}
+		if l.Of != "" {
+			of = cli.Clean(l.Of) + ": "
+		}
+		fmt.Fprintf(&b, "  %s %s%s\n", mark, of, l.What)
+	}
+	if len(lacks) == 0 {
+		b.WriteString("  nothing is missing\n")
+	}
+	_, err := io.Copy(cmd.OutOrStdout(), &b)
+	return err
+}
+
+// lacking names what is missing in an archive that verifies.
+func lacking(a *archive.Archive, c *contents) (out []lack) {
+	say := func(needed bool, of, format string, args ...any) {
+		out = append(out, lack{What: fmt.Sprintf(format, args...), Of: of, Needed: needed})
+	}
+	if a.Token() == nil {
+		say(true, "", "no timestamp of the archive: it cannot be shown that it was made before trust.json expired (%s)", c.trust.Expires().Format(time.RFC3339))
+	}
+	if len(a.Manifest.Artifacts) == 0 {
+		say(false, "", "no digest of an artifact: a later verifier must have the artifact itself")
+	}
+	for _, l := range c.links {
+		b, err := link.ParseBundle(l.Bundle)
+		if err != nil {
+			continue // it was verified a moment ago
+		}
+		eventLog, proof := namesBeside(l.Bundle)
+		if len(b.Timestamps()) == 0 {
+			say(true, l.Name, "no timestamp: it verifies only until its SVID ends (%s)", b.UnverifiedCertificate().NotAfter.Format(time.RFC3339))
+		}
+		if len(b.LogEntries()) == 0 {
+			say(false, l.Name, "no entry of a transparency log")
+		}
+		if _, ok := a.Find(archive.RoleEventLog, eventLog); eventLog != "" && !ok {
+			say(false, l.Name, "no boot event log %s: PCR values cannot be explained, only compared", eventLog)
+		}
+		if _, ok := a.Find(archive.RoleLogProof, proof); proof != "" && !ok {
+			say(false, l.Name, "no log proof of the AK certificate (%s): a server that issued it in secret would not show", proof)
+		}
+	}
+	return out
+}
