@@ -209,7 +209,9 @@ func TestRefusesToLeaveTLS(t *testing.T) {
 		t.Errorf("it was asked: %q", plain.requests)
 	}
 	for name, answer := range map[string]http.HandlerFunc{
-		"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://"+host+r.URL.Path, http.StatusTemporaryRedirect) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+host+r.URL.Path, http.StatusTemporaryRedirect)
+		},
 		"token server": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+host+`/token",service="x"`)
 			w.WriteHeader(http.StatusUnauthorized)
