@@ -136,7 +136,7 @@ func (v *linkVerifier) logEntries() (string, error) {
 		}
 		for _, c := range got.Cosigned {
 			v.attest(TimeSource{
-				Kind: SourceCosignature, Authority: "witness " + c.Witness.Name, ID: c.Witness.Key,
+				Kind: SourceCosignature, Authority: "witness " + c.Witness.Name, ID: hexHash(c.Witness.ID()),
 				Time: c.Time.UTC(), Operator: c.Witness.Operator,
 			})
 		}
@@ -184,6 +184,10 @@ func (v *linkVerifier) timeKnown() (string, error) {
 // among others: a set that disagrees is refused whole.
 func (v *linkVerifier) timeAgreement() (string, error) {
 	if len(v.times) == 0 {
+		// The key of a log that was given up signs for whoever has it.
+		if err := v.logsHold(v.now); err != nil {
+			return "", err
+		}
 		// Whoever has the key of an SVID that has expired can still sign. Asked
 		// for a time in the past, nobody but an authority can say that the
 		// signature existed then.
@@ -201,12 +205,16 @@ func (v *linkVerifier) timeAgreement() (string, error) {
 	}
 	v.first, v.at = first, last
 	v.time.At, v.time.Attested = last, true
+	return fmt.Sprintf("%s to %s", stamp(first), stamp(last)), v.logsHold(last)
+}
+
+func (v *linkVerifier) logsHold(at time.Time) error {
 	for _, got := range v.included {
-		if err := got.Log.ValidAt(last); err != nil {
-			return "", err
+		if err := got.Log.ValidAt(at); err != nil {
+			return err
 		}
 	}
-	return fmt.Sprintf("%s to %s", stamp(first), stamp(last)), nil
+	return nil
 }
 
 // timeEnough counts authorities, never tokens.

@@ -46,6 +46,17 @@ func (t *Trust) readTime() error {
 	if n := f.Time.AuthoritiesNeeded; n < 0 || n > MaxTokens {
 		return malformed("time.authorities_needed is %d, 0 to %d allowed", n, MaxTokens)
 	}
+	// Who signs SVIDs would else also say when they were used: one that ran out
+	// would verify for whoever has that key.
+	for i := range t.root.Timestamps {
+		for _, c := range t.root.Timestamps[i].Chain {
+			for _, a := range t.authorities {
+				if spkiHash(a.Certificate) == spkiHash(c) {
+					return malformed("timestamp authority %d has the key of an SVID authority", i)
+				}
+			}
+		}
+	}
 	if len(f.Witnesses) > tlog.MaxWitnesses {
 		return malformed("%d witnesses, at most %d allowed", len(f.Witnesses), tlog.MaxWitnesses)
 	}

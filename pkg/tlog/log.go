@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
@@ -114,6 +115,20 @@ type witness struct {
 func (w *Witness) Check() error {
 	_, _, err := w.open()
 	return err
+}
+
+// ID is the SHA-256 of the witness's public key, whatever names it goes by: what
+// counts as one witness. Keys of other kinds of authorities are named likewise.
+func (w *Witness) ID() [32]byte {
+	_, key, err := w.open()
+	if err != nil {
+		return sha256.Sum256([]byte(w.Key)) // no key, which vouches for nothing
+	}
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return sha256.Sum256([]byte(w.Key))
+	}
+	return sha256.Sum256(der)
 }
 
 func (w *Witness) open() (note.Verifier, ed25519.PublicKey, error) {
