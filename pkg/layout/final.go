@@ -99,11 +99,20 @@ func (v *verifier) find(a link.Artifact) (step, subject, from string, err error)
 			return p.step, n, p.link.name, nil
 		}
 		if prefix, ok := matchFiles(a.Files, p.link.products); ok {
-			return p.step, prefix, p.link.name, nil
+			later, which := "", ""
+			for n, d := range p.link.products {
+				if _, below := a.Files[strings.TrimPrefix(n, prefix)]; below && strings.HasPrefix(n, prefix) && later == "" {
+					later, which = v.replaced(i, n, d), n
+				}
+			}
+			if later == "" {
+				return p.step, cmp.Or(prefix, "."), p.link.name, nil
+			}
+			near = fmt.Sprintf("; it is what step %q made, and step %q made another %s", p.step, later, which)
 		}
 	}
-	if near == "" && len(a.Files) > 0 {
-		return "", "", "", fmt.Errorf("%s is not, file by file, what any step made", a.Name)
+	if len(a.Files) > 0 {
+		return "", "", "", fmt.Errorf("%s is not, file by file, what any step made%s", a.Name, near)
 	}
 	return "", "", "", errors.New(a.Name + " (" + digestText(a.Digest) + ") is no product of any step" + near)
 }
@@ -157,7 +166,7 @@ func matchFiles(files map[string]string, products map[string]in_toto.HashObj) (s
 			}
 		}
 		if n == len(files) {
-			return cmp.Or(prefix, "."), true
+			return prefix, true
 		}
 	}
 	return "", false

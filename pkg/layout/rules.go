@@ -27,6 +27,9 @@ func (v *verifier) rules(id, name string, materials, products [][]string, src *s
 					return "", explain(name, sd, src, links, sums, err)
 				}
 			}
+			if err := stray(name, sd, src, links, sums); err != nil {
+				return "", err
+			}
 			if !mayBeEmpty {
 				if err := overlap(name, sd, src, sums); err != nil {
 					return "", err
@@ -56,6 +59,48 @@ func engine(name string, links map[string]in_toto.Metadata, sides ...side) error
 	return in_toto.VerifyArtifacts([]interface{}{s}, links)
 }
 
+// stray refuses what passes by MATCH rules alone from outside of the place that
+// their IN names. in-toto-golang takes a prefix off where there is one and goes
+// on where there is none; in-toto's specification and its Python go by the
+// prefix. A file of the other step could so lie where the rule does not want it.
+func stray(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, sums map[string]*stepLink) error {
+	artifacts := src.side(sd.name)
+	outside := map[string][]int{} // artifact → rules that take it from outside of their prefix
+	for k, r := range sd.rules {
+		d, err := in_toto.UnpackRule(r)
+		if err != nil {
+			return err
+		}
+		prefix := cleanPrefix(d["srcPrefix"])
+		if d["type"] != "match" || prefix == "" || prefix == "./" || sums[d["dstName"]] == nil {
+			continue
+		}
+		for _, n := range candidates(d, artifacts) {
+			if !strings.HasPrefix(n, prefix) && matchReason(d, n, artifacts, sums[d["dstName"]]) == "" {
+				outside[n] = append(outside[n], k)
+			}
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(outside)) {
+		var others [][]string
+		for i, r := range sd.rules {
+			// REQUIRE speaks of the whole, not of one artifact.
+			if !slices.Contains(outside[n], i) && !strings.EqualFold(r[0], "require") {
+				others = append(others, r)
+			}
+		}
+		one := *src
+		one.materials, one.products = pick(src.materials, n), pick(src.products, n)
+		with := maps.Clone(links)
+		with[name] = &in_toto.Metablock{Signed: one.metadata()}
+		if engine(name, side{sd.name, others}, with) != nil {
+			text := strings.Join(sd.rules[outside[n][0]], " ")
+			return &detail{rule: text, file: n, err: fmt.Errorf("%w: %q, %s, rule %q: %s is not in the directory that it names, and no other rule allows it", ErrRule, name, sd.name, text, n)}
+		}
+	}
+	return nil
+}
+
 // overlap refuses MATCH rules that nothing meets. in-toto lets them pass: two
 // steps without one artifact in common would count as joined.
 func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) error {
@@ -71,7 +116,9 @@ func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) err
 		if dst == nil {
 			continue // refused for having no link
 		}
-		if !slices.ContainsFunc(candidates(d, src.side(sd.name)), func(n string) bool { return matchReason(d, n, src.side(sd.name), dst) == "" }) {
+		if !slices.ContainsFunc(candidates(d, src.side(sd.name)), func(n string) bool {
+			return strings.HasPrefix(n, strings.TrimPrefix(cleanPrefix(d["srcPrefix"]), "./")) && matchReason(d, n, src.side(sd.name), dst) == ""
+		}) {
 			return &detail{rule: strings.Join(r, " "), err: fmt.Errorf("%w: %q, %s, rule %q: no artifact meets it", ErrNoOverlap, name, sd.name, strings.Join(r, " "))}
 		}
 	}
