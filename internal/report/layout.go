@@ -15,7 +15,7 @@ import (
 func FromLayout(r *layout.Result, now time.Time) (*link.Result, []Step) {
 	out := &link.Result{
 		SchemaVersion: link.ResultSchema, Verdict: r.Verdict, Trust: r.Trust, Links: r.Links,
-		Time: link.TimeInfo{At: now.UTC(), Source: "each link at its own time"},
+		Time: link.TimeInfo{At: now.UTC(), Source: "each link at its own time"}, AsIf: r.AsIf,
 	}
 	if f := r.Failure; f != nil {
 		message := f.Message

@@ -143,6 +143,9 @@ func build(r *link.Result, o Options) *Page {
 	p.collect(r)
 	p.Judged = fmt.Sprintf("Judged at %s (%s), with trust.json of %s, serial %d, which expires at %s.",
 		at(r.Time.At), link.Clean(r.Time.Source), link.Clean(r.Trust.TrustDomain), r.Trust.Serial, at(r.Trust.Expires))
+	if !r.AsIf.IsZero() {
+		p.Caveats = append(p.Caveats, "AS IF IT WERE "+at(r.AsIf)+", as was asked: this says nothing of the present.")
+	}
 	if p.Software {
 		p.Caveats = append(p.Caveats, "A SOFTWARE TPM is in the chain: it is as good as its host and proves no hardware.")
 	}
