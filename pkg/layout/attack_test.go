@@ -1,7 +1,10 @@
 package layout
 
 import (
+	"fmt"
+	"maps"
 	"testing"
+	"time"
 
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -55,5 +58,29 @@ func TestRefusesDirectoryThatALaterStepReplaced(t *testing.T) {
 	s.in.Artifacts[0].Files["main.go"] = sum("package main // mended")
 	if res := s.accepts(t); res.Artifacts[0].Step != "patch" {
 		t.Errorf("%+v", res.Artifacts)
+	}
+}
+
+// A builder who records tens of thousands of files that no rule allows must not
+// keep the verifier busy with finding out which: each question to the engine
+// costs as much as the files of the other step.
+func TestRefusesManyFilesWithoutAskingForEach(t *testing.T) {
+	s := newScene(t)
+	src, bad := map[string]string{"src/main.go": "package main", "src/go.mod": "module hello"}, map[string]string{}
+	for i := range 12000 {
+		src[fmt.Sprintf("src/%04d", i)] = "x"
+		bad[fmt.Sprintf("bad/%04d", i)] = "x"
+	}
+	s.links[0].stmt.Subjects, s.links[0].stmt.Materials = resources(map[string]string{"src/main.go": "package main"}), resources(src)
+	s.layout.Steps[0].Materials, s.layout.Steps[0].Products = rules("ALLOW *"), rules("ALLOW *")
+	s.build().Materials = rules("MATCH src/* WITH MATERIALS FROM fetch", "DISALLOW *")
+	maps.Copy(bad, src)
+	for _, m := range s.links[1:] {
+		m.stmt.Materials = resources(bad)
+	}
+	start := time.Now()
+	s.refuses(t, "step.rules", ErrRule, link.ErrPolicy, "bad/0000", "and others")
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("took %s", d)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/in-toto/in-toto-golang/in_toto"
@@ -81,24 +82,47 @@ func stray(name string, sd side, src *stepLink, links map[string]in_toto.Metadat
 			}
 		}
 	}
-	for _, n := range slices.Sorted(maps.Keys(outside)) {
+	groups := map[string][]string{} // by those rules
+	for n, ks := range outside {
+		groups[fmt.Sprint(ks)] = append(groups[fmt.Sprint(ks)], n)
+	}
+	for _, g := range slices.Sorted(maps.Keys(groups)) {
+		names := slices.Sorted(slices.Values(groups[g]))
+		ks := outside[names[0]]
 		var others [][]string
 		for i, r := range sd.rules {
-			// REQUIRE speaks of the whole, not of one artifact.
-			if !slices.Contains(outside[n], i) && !strings.EqualFold(r[0], "require") {
+			// REQUIRE speaks of the whole, not of some artifacts.
+			if !slices.Contains(ks, i) && !strings.EqualFold(r[0], "require") {
 				others = append(others, r)
 			}
 		}
-		one := *src
-		one.materials, one.products = pick(src.materials, n), pick(src.products, n)
-		with := maps.Clone(links)
-		with[name] = &in_toto.Metablock{Signed: one.metadata()}
-		if engine(name, side{sd.name, others}, with) != nil {
-			text := strings.Join(sd.rules[outside[n][0]], " ")
+		if n := firstRefused(name, side{sd.name, others}, src, links, names); n != "" {
+			text := strings.Join(sd.rules[ks[0]], " ")
 			return &detail{rule: text, file: n, err: fmt.Errorf("%w: %q, %s, rule %q: %s is not in the directory that it names, and no other rule allows it", ErrRule, name, sd.name, text, n)}
 		}
 	}
 	return nil
+}
+
+// refused says whether the engine refuses when these are all there is. Rules
+// other than REQUIRE look at one artifact at a time.
+func refused(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, names []string) bool {
+	some := *src
+	some.materials, some.products = pick(src.materials, names), pick(src.products, names)
+	with := maps.Clone(links)
+	with[name] = &in_toto.Metablock{Signed: some.metadata()}
+	return engine(name, with, sd) != nil
+}
+
+// firstRefused returns the first of names that the engine refuses, "" if none. It
+// halves: each question costs as much as all artifacts of the other steps, and
+// who made the link chose how many files to have refused.
+func firstRefused(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, names []string) string {
+	i := sort.Search(len(names), func(i int) bool { return refused(name, sd, src, links, names[:i+1]) })
+	if i == len(names) {
+		return ""
+	}
+	return names[i]
 }
 
 // overlap refuses MATCH rules that nothing meets. in-toto lets them pass: two
@@ -187,40 +211,31 @@ func explain(name string, sd side, src *stepLink, links map[string]in_toto.Metad
 		return fail(d["pattern"], "%s is not there", d["pattern"])
 	}
 	artifacts := src.side(sd.name)
-	refused := func(n string) bool {
-		// Rules look at one artifact at a time, so one at a time shows which.
-		one := *src
-		one.materials, one.products = pick(src.materials, n), pick(src.products, n)
-		with := maps.Clone(links)
-		with[name] = &in_toto.Metablock{Signed: one.metadata()}
-		return engine(name, with, side{sd.name, sd.rules[:k]}) != nil
-	}
-	var files []string
-	for _, n := range candidates(d, artifacts) {
-		if refused(n) {
-			files = append(files, n)
-		}
-	}
-	if len(files) == 0 {
+	all := candidates(d, artifacts)
+	// What an earlier REQUIRE wants is not among some of the artifacts.
+	upTo := side{sd.name, slices.DeleteFunc(slices.Clone(sd.rules[:k]), func(r []string) bool { return strings.EqualFold(r[0], "require") })}
+	file, why := firstRefused(name, upTo, src, links, all), ""
+	if file == "" {
 		return fail("", "%w", cause)
 	}
-	file, why := files[0], ""
 	for _, r := range sd.rules[:k-1] {
-		if m, err := in_toto.UnpackRule(r); err == nil && m["type"] == "match" && slices.Contains(candidates(m, pick(artifacts, file)), file) {
+		if m, err := in_toto.UnpackRule(r); err == nil && m["type"] == "match" && slices.Contains(candidates(m, pick(artifacts, []string{file})), file) {
 			why = "; " + strings.Join(r, " ") + ": " + matchReason(m, file, artifacts, sums[m["dstName"]])
 			break
 		}
 	}
-	if n := len(files) - 1; n > 0 {
-		why += fmt.Sprintf("; and %d more", n)
+	if i := slices.Index(all, file); i+1 < len(all) && refused(name, upTo, src, links, all[i+1:]) {
+		why += "; and others"
 	}
 	return fail(file, "%s is not allowed%s", file, why)
 }
 
-func pick(m map[string]in_toto.HashObj, name string) map[string]in_toto.HashObj {
-	out := map[string]in_toto.HashObj{}
-	if d, ok := m[name]; ok {
-		out[name] = d
+func pick(m map[string]in_toto.HashObj, names []string) map[string]in_toto.HashObj {
+	out := make(map[string]in_toto.HashObj, len(names))
+	for _, n := range names {
+		if d, ok := m[n]; ok {
+			out[n] = d
+		}
 	}
 	return out
 }
