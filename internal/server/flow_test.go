@@ -12,7 +12,7 @@ import (
 // The whole way: a TPM becomes a node, the node gets an entry through an
 // alias, and one statement is signed for.
 func TestFromTPMToSVID(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, withLog)
 	n := w.attest(w.newTPM(), attestOptions{})
 	server := "spiffe://" + td + "/spire/server"
 	w.create(entry(server, "/builders", "tpmnode:ek_basis:maker"))

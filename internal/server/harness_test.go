@@ -71,6 +71,8 @@ type world struct {
 	admin *grpc.ClientConn
 }
 
+// newWorld starts a server. It keeps no transparency log unless bend is withLog
+// or sets it: logging what a new server has takes longer than most tests.
 func newWorld(t testing.TB, bend func(*Config)) *world {
 	t.Helper()
 	// t.TempDir is too long a path for a socket in some tests.
@@ -86,7 +88,7 @@ func newWorld(t testing.TB, bend func(*Config)) *world {
 	}
 	w.cfg = Config{
 		TrustDomain: td, DataDir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", EKRoots: []string{roots},
-		AttestationRate: 1000, AttestationBurst: 1000, Now: w.clock.Now,
+		AttestationRate: 1000, AttestationBurst: 1000, NoTransparencyLog: true, Now: w.clock.Now,
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	if bend != nil {
@@ -95,6 +97,9 @@ func newWorld(t testing.TB, bend func(*Config)) *world {
 	w.start()
 	return w
 }
+
+// withLog has a world's server log its certificates, as servers do.
+func withLog(c *Config) { c.NoTransparencyLog = false }
 
 // start starts the server on the data directory as it is.
 func (w *world) start() {

@@ -17,6 +17,7 @@ import (
 
 func newHTTPWorld(t *testing.T, bend func(*Config)) *world {
 	return newWorld(t, func(c *Config) {
+		withLog(c)
 		// The timestamp library writes the machine's own time into tokens too.
 		c.Now, c.HTTPListen = time.Now, "127.0.0.1:0"
 		if bend != nil {
@@ -84,7 +85,7 @@ func TestTimestampsOverHTTP(t *testing.T) {
 }
 
 func TestHTTPPortOff(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, withLog)
 	if c := w.nodeConfig(); w.srv.HTTPAddr() != nil || w.srv.HTTPURL() != "" || c.GetTimestampUrls() != nil || c.GetLogUrl() != "" || w.srv.TimestampAuthorities() != nil {
 		t.Error("something is told of an HTTP port that is off")
 	}

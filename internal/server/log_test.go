@@ -41,7 +41,7 @@ func (w *world) audit() *tlog.Audit {
 }
 
 func TestCertificatesAreLogged(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, withLog)
 	n := w.attest(forge.NewTPM(t, w.maker, forge.TPMOptions{}), attestOptions{})
 	ak, err := x509.ParseCertificate(n.akCert)
 	if err != nil {
@@ -74,7 +74,7 @@ func TestCertificatesAreLogged(t *testing.T) {
 
 // Killed after the record and before the log: the next start logs it.
 func TestRecordedCertificateIsLoggedAfterACrash(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, withLog)
 	ca := w.srv.attestationCA
 	cert := w.akCertificates(1)[0]
 	body, err := ca.LogEntry(cert)
@@ -109,7 +109,7 @@ func (w *world) akCertificates(n int) (out []*x509.Certificate) {
 
 // 500 nodes that attest at once wait for a few commits and batches.
 func TestStormOfCertificatesIsLogged(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.Log = slog.New(slog.DiscardHandler) })
+	w := newWorld(t, func(c *Config) { withLog(c); c.Log = slog.New(slog.DiscardHandler) })
 	const nodes = 500
 	certs := w.akCertificates(nodes)
 	start := time.Now()
@@ -131,7 +131,7 @@ func TestStormOfCertificatesIsLogged(t *testing.T) {
 }
 
 func TestLogOff(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.NoTransparencyLog = true })
+	w := newWorld(t, nil)
 	w.attest(forge.NewTPM(t, w.maker, forge.TPMOptions{}), attestOptions{})
 	if _, err := w.srv.CertificateProof(t.Context(), [32]byte{}); !errors.Is(err, ErrNoLog) || w.srv.Logs() != nil || w.srv.LogHandler() != nil {
 		t.Errorf("got %v, %v", err, w.srv.Logs())
@@ -145,9 +145,9 @@ func TestLogOff(t *testing.T) {
 }
 
 func TestRefusesLogWriters(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, withLog)
 	n := w.attest(forge.NewTPM(t, w.maker, forge.TPMOptions{}), attestOptions{})
-	other := newWorld(t, nil)
+	other := newWorld(t, withLog)
 	foreign := other.attest(forge.NewTPM(t, other.maker, forge.TPMOptions{}), attestOptions{})
 	if id, err := w.srv.acceptLogEntry(n.cert); err != nil || id != n.id {
 		t.Errorf("%q, %v", id, err)
