@@ -295,6 +295,7 @@ type lack struct {
 }
 
 func checkArchive(cmd *cobra.Command, o verifyOptions, clock time.Time) error {
+	o.checking = true
 	q, err := o.prepare(cmd.Context(), clock, nil)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package verifycmd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +20,9 @@ type unpacked struct {
 	*fetched
 	*archive.Archive
 	at time.Time // by the archive's token; zero: it has none, or a newer trust.json decides
+	// notes are what whoever verifies must know of a verdict that rests on what
+	// the archive says of itself.
+	notes []string
 }
 
 // unpack opens --archive and fills in the flags that its manifest answers. The
@@ -26,12 +30,12 @@ type unpacked struct {
 // the key that signed it must be pinned, or have been seen before.
 func (o *verifyOptions) unpack(clock time.Time, args []string) (*unpacked, []string, error) {
 	switch {
-	case o.trust != "" && len(o.revocations) == 0 && o.identity == "" && o.pipeline.file == "":
+	case o.pipeline.file != "":
+		return nil, nil, cli.Usage("the archive says which layout it was made for; unpack it (it is a tar) to ask for another", "--archive with --layout")
+	case o.trust != "" && len(o.revocations) == 0:
 		// A newer trust.json beside the archive: it has what was revoked since.
 	case o.trust != "":
-		return nil, nil, cli.Usage("the archive holds what is to be verified, and for what", "--archive with --identity, --layout or --revocations of another trust.json")
-	case o.identity != "" || o.pipeline.file != "":
-		return nil, nil, cli.Usage("the archive says what was asked when it was made; unpack it (it is a tar) to ask something else", "--archive with --identity or --layout")
+		return nil, nil, cli.Usage("the archive holds what is to be verified, and for what", "--archive with --revocations of another trust.json")
 	}
 	file, err := os.Open(o.archive)
 	if err != nil {
@@ -74,6 +78,9 @@ func (u *unpacked) lay(o *verifyOptions, args []string) ([]string, error) {
 			}
 			path = filepath.Join(dir, f.Name())
 		}
+		if _, taken := u.names[path]; taken {
+			return nil, cli.Fail(cli.ExitCrypto, fmt.Errorf("%s: two files called %q, of which one would hide the other", o.archive, f.Name()), "get it again from where it was kept")
+		}
 		if err := files.Write(path, f.Content(), 0o600); err != nil {
 			return nil, err
 		}
@@ -93,10 +100,21 @@ func (u *unpacked) lay(o *verifyOptions, args []string) ([]string, error) {
 			bundles = append(bundles, path)
 		}
 	}
+	// Nobody signed the question. Whoever has any genuine bundle can ask one that
+	// it answers, so the answer says who asked; and what a layout's author wants
+	// run is not left out on the archive's word.
 	q := u.Manifest.Question
-	o.identity, o.predicate = q.Identity, q.Type
+	switch {
+	case o.identity != "" && q.Layout != "":
+		return nil, cli.Usage("leave --identity away: the layout names who may sign each step", "the archive was made for a layout")
+	case o.identity == "" && q.Layout == "":
+		o.identity = q.Identity
+		u.notes = append(u.notes, "the archive itself says that "+q.Identity+" was to sign; --identity says whom you expect")
+	}
+	o.predicate = cmp.Or(q.Type, "link")
 	if q.Layout != "" {
-		o.pipeline.buildID, o.pipeline.skip = q.BuildID, q.SkipInspections
+		o.pipeline.buildID = q.BuildID
+		o.pipeline.skip = o.pipeline.skip || o.checking && q.SkipInspections
 	}
 	if q.NotBefore != nil {
 		o.notBefore = q.NotBefore.Format(time.RFC3339)
@@ -116,21 +134,31 @@ func (u *unpacked) date(o *verifyOptions, clock time.Time) error {
 	if err != nil {
 		return err
 	}
+	state, err := openState(o.state, trust)
+	if err == nil {
+		if trust.Serial() < state.least {
+			u.notes = append(u.notes, fmt.Sprintf("trust.json in the archive has serial %d, and %d was seen: what was revoked since is not considered; --trust FILE lays the newer one beside it", trust.Serial(), state.least))
+		}
+		if len(pins) == 0 {
+			o.trustKeys = state.file.Keys[trust.TrustDomain()]
+		}
+		state.close()
+	}
 	if len(pins) == 0 {
-		state, err := openState(o.state, trust)
 		if err != nil {
 			return err
 		}
-		o.trustKeys = state.file.Keys[trust.TrustDomain()]
-		state.close()
 		if len(o.trustKeys) == 0 {
 			return cli.Usage("--trust-key FINGERPRINT: `rootlink-server trust key` prints it", "the archive brings its own trust.json, and nothing says that its key is the right one")
 		}
 	}
 	// What was seen since is newer than any archive: its memory is not asked,
 	// and learns nothing here.
-	o.state = filepath.Join(u.dir, "trust-state.json")
-	o.pipeline.state = filepath.Join(u.dir, "layout-state.json")
+	dir := filepath.Join(u.dir, "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err // or a file of the archive is called so, and would be our memory
+	}
+	o.state, o.pipeline.state = filepath.Join(dir, "trust.json"), filepath.Join(dir, "layouts.json")
 	if clock.Before(trust.Expires()) {
 		return nil
 	}

@@ -16,6 +16,7 @@ type question struct {
 	wantType                string
 	placed                  *fetched // files that were fetched or unpacked
 	args                    []string // bundles and artifacts
+	notes                   []string // for whoever verifies, see unpacked
 }
 
 // prepare checks the flags and brings what is to be judged to this machine. The
@@ -32,7 +33,7 @@ func (o *verifyOptions) prepare(ctx context.Context, clock time.Time, args []str
 		if u, q.args, err = o.unpack(clock, args); err != nil {
 			return nil, err
 		}
-		q.placed = u.fetched
+		q.placed, q.notes = u.fetched, u.notes
 	}
 	if q.notBefore, err = o.check(q.args); err != nil {
 		return nil, err

@@ -26,6 +26,7 @@ type verifyOptions struct {
 	notBefore, at          string
 	predicate              string
 	archive                string
+	checking               bool // archive check: what its maker accepted counts
 	from                   []string
 	plainHTTP              bool
 	report                 string
@@ -127,6 +128,9 @@ func verify(cmd *cobra.Command, o verifyOptions, clock time.Time, args []string)
 		return err
 	}
 	defer q.placed.remove()
+	for _, n := range q.notes {
+		fmt.Fprintln(cmd.ErrOrStderr(), "rootlink: NOTE: "+cli.Clean(n))
+	}
 	if o.pipeline.file != "" {
 		return verifyPipeline(cmd, o, q)
 	}
