@@ -166,7 +166,11 @@ func trustView(t *link.Trust) (v view) {
 	var policies []string
 	for i := range f.PCRPolicies {
 		p := &f.PCRPolicies[i]
-		policies = append(policies, fmt.Sprintf("%s revision %d, %d profiles", p.Name, p.Revision, len(p.Profiles)))
+		ended := ""
+		if !p.Replaced.IsZero() {
+			ended = ", replaced " + stamp(p.Replaced)
+		}
+		policies = append(policies, fmt.Sprintf("%s revision %d, %d profiles%s", p.Name, p.Revision, len(p.Profiles), ended))
 	}
 	v.add("pcr_policies", policies)
 	v.add("layout_keys", len(f.LayoutKeys))

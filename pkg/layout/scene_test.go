@@ -99,7 +99,7 @@ func newScene(t testing.TB) *scene {
 		TrustDomain: "example.org", TrustedRoot: root,
 		AttestationCAs: []link.AttestationCA{{Certificate: w.CA.Cert.Raw}},
 		EK:             link.EKTrust{Roots: [][]byte{w.Maker.Root.Raw}},
-		PCRPolicies:    []attest.PCRPolicy{{Name: "fleet", Revision: 1, Profiles: profiles}},
+		PCRPolicies:    []link.PCRPolicy{{PCRPolicy: attest.PCRPolicy{Name: "fleet", Revision: 1, Profiles: profiles}}},
 		LayoutKeys:     []link.LayoutKey{{Name: "release", Key: spki(t, s.keys[0].Public())}},
 		Requirements: []link.Requirement{{
 			Identity: "spiffe://example.org/**", Tools: []string{link.AnyHash},

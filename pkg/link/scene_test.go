@@ -50,9 +50,9 @@ func sceneAround(t testing.TB, w *forge.World) *scene {
 		TrustDomain: "example.org", TrustedRoot: root,
 		AttestationCAs: []AttestationCA{{Certificate: w.CA.Cert.Raw}},
 		EK:             EKTrust{Roots: [][]byte{w.Maker.Root.Raw}},
-		PCRPolicies: []attest.PCRPolicy{{Name: "fleet", Revision: 1, Profiles: []attest.PCRProfile{{
+		PCRPolicies: []PCRPolicy{{PCRPolicy: attest.PCRPolicy{Name: "fleet", Revision: 1, Profiles: []attest.PCRProfile{{
 			Name: "good", Banks: map[string]map[string]string{"sha256": {"7": pcr7}},
-		}}}},
+		}}}}},
 		Requirements: []Requirement{{
 			Identity: "spiffe://example.org/build", Tools: []string{hexOf(w.Leaf.Tool)},
 			Recorders: []string{hexOf(w.Leaf.Recorder)}, PCRPolicies: []string{"fleet"},

@@ -30,7 +30,7 @@ type Trust struct {
 	attestCAs    []*x509.Certificate
 	ek           attest.EKRoots
 	layoutKeys   []any
-	policies     map[string][]attest.PCRPolicy // by name
+	policies     map[string][]PCRPolicy // by name
 	requirements []Requirement
 	revocations  []Revocation
 	trustKeys    []crypto.PublicKey
@@ -56,7 +56,7 @@ func ParseUnsignedTrust(b []byte) (*Trust, error) {
 
 // NewTrust validates f.
 func NewTrust(f TrustFile) (*Trust, error) {
-	t := &Trust{file: f, policies: map[string][]attest.PCRPolicy{}}
+	t := &Trust{file: f, policies: map[string][]PCRPolicy{}}
 	if f.Format != TrustFormat || f.Version != FormatVersion {
 		return nil, fmt.Errorf("trust.json: %w", malformed("format %q version %d, want %q version %d", f.Format, f.Version, TrustFormat, FormatVersion))
 	}

@@ -32,16 +32,16 @@ type TrustFile struct {
 	Previous string `json:"previous,omitempty"`
 	// TrustedRoot is a Sigstore TrustedRoot (protojson): SVID authorities,
 	// timestamp authorities and logs with their windows.
-	TrustedRoot    json.RawMessage    `json:"trusted_root"`
-	Time           TimePolicy         `json:"time,omitzero"`
-	Witnesses      []Witness          `json:"witnesses,omitempty"`
-	LogProofs      []json.RawMessage  `json:"log_proofs,omitempty"` // log entries of SVID authorities and attestation CAs
-	AttestationCAs []AttestationCA    `json:"attestation_cas"`
-	EK             EKTrust            `json:"ek"`
-	PCRPolicies    []attest.PCRPolicy `json:"pcr_policies,omitempty"` // every revision, in any order
-	LayoutKeys     []LayoutKey        `json:"layout_keys,omitempty"`
-	Requirements   []Requirement      `json:"requirements"`
-	Revocations    []Revocation       `json:"revocations,omitempty"`
+	TrustedRoot    json.RawMessage   `json:"trusted_root"`
+	Time           TimePolicy        `json:"time,omitzero"`
+	Witnesses      []Witness         `json:"witnesses,omitempty"`
+	LogProofs      []json.RawMessage `json:"log_proofs,omitempty"` // log entries of SVID authorities and attestation CAs
+	AttestationCAs []AttestationCA   `json:"attestation_cas"`
+	EK             EKTrust           `json:"ek"`
+	PCRPolicies    []PCRPolicy       `json:"pcr_policies,omitempty"` // every revision, in any order
+	LayoutKeys     []LayoutKey       `json:"layout_keys,omitempty"`
+	Requirements   []Requirement     `json:"requirements"`
+	Revocations    []Revocation      `json:"revocations,omitempty"`
 }
 
 // TrustKey is a key that may sign trust.json.
@@ -65,6 +65,16 @@ type EKTrust struct {
 	Deny          []string `json:"deny,omitempty"`
 	// Inventory maps EK hash → host. When present, an EK outside it is refused.
 	Inventory map[string]string `json:"inventory,omitempty"`
+}
+
+// PCRPolicy is one revision of a PCR policy, and until when it was the current
+// one: a state that was good once may be one that an attacker wants back.
+type PCRPolicy struct {
+	attest.PCRPolicy
+	// Replaced is when a later revision, or none, took its place. Evidence with
+	// a later nonce does not meet it. Zero: it is current, or the file is of a
+	// server that did not say.
+	Replaced time.Time `json:"replaced,omitzero"`
 }
 
 // LayoutKey is a key that may sign layouts.

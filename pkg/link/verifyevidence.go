@@ -258,10 +258,10 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 	var reasons []error
 	for _, name := range v.req.PCRPolicies {
 		revisions := slices.Clone(v.trust.policies[name])
-		slices.SortFunc(revisions, func(a, b attest.PCRPolicy) int { return cmp.Compare(b.Revision, a.Revision) })
+		slices.SortFunc(revisions, func(a, b PCRPolicy) int { return cmp.Compare(b.Revision, a.Revision) })
 		for i := range revisions {
 			p := &revisions[i]
-			profile, err := p.Match(v.verified.PCRs(), v.verified.NonceTime())
+			profile, err := p.match(v.verified)
 			if err != nil {
 				reasons = append(reasons, err)
 				continue
@@ -273,6 +273,19 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 	}
 	return "", fmt.Errorf("the machine's boot state meets none of the PCR policies asked for: %w", errors.Join(reasons...))
 }
+
+// match judges at the nonce's time, which the server that keeps the policies
+// chose itself. Without an end to old revisions, whoever boots what was taken
+// out of the policy, and has the server's keys, is back in it.
+func (p *PCRPolicy) match(e *attest.Verified) (profile string, err error) {
+	if at := e.NonceTime(); !p.Replaced.IsZero() && at.After(p.Replaced.Add(replacedGrace)) {
+		return "", fmt.Errorf("PCR policy %s (revision %d) was replaced at %s, before the nonce's time %s", p.Name, p.Revision, stamp(p.Replaced), stamp(at))
+	}
+	return p.Match(e.PCRs(), e.NonceTime())
+}
+
+// replacedGrace is for servers of one trust domain whose clocks differ.
+const replacedGrace = 10 * time.Second
 
 func (v *linkVerifier) requiredTier() (string, error) {
 	if v.req == nil || v.verified == nil {
@@ -315,7 +328,7 @@ func (v *linkVerifier) policyClaim() (string, error) {
 		if claim.Digest.Alg != "sha256" || string(claim.Digest.Value) != string(digest[:]) {
 			return "", fmt.Errorf("the server matched another PCR policy %q revision %d than trust.json holds", claim.Name, claim.Revision)
 		}
-		if _, err := p.Match(v.verified.PCRs(), v.verified.NonceTime()); err != nil {
+		if _, err := p.match(v.verified); err != nil {
 			return "", fmt.Errorf("the server says PCR policy %q revision %d was met: %w", claim.Name, claim.Revision, err)
 		}
 		return fmt.Sprintf("%s revision %d, as the server said", claim.Name, claim.Revision), nil

@@ -3,6 +3,7 @@ package link
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,18 +110,18 @@ func TestPCRPolicyRevisionsAndWindows(t *testing.T) {
 	raw := s.sign(t)
 	try := func() *scene { c := *s; c.in.Links = []LinkInput{{Name: "build", Bundle: raw}}; return &c }
 	good := s.file.PCRPolicies[0]
-	newer := attest.PCRPolicy{Name: "fleet", Revision: 2, Profiles: []attest.PCRProfile{{
+	newer := PCRPolicy{PCRPolicy: attest.PCRPolicy{Name: "fleet", Revision: 2, Profiles: []attest.PCRProfile{{
 		Name: "after-update", Banks: map[string]map[string]string{"sha256": {"7": strings.Repeat("77", 32)}},
-	}}}
+	}}}}
 
 	c := try()
-	c.file.PCRPolicies = []attest.PCRPolicy{newer, good}
+	c.file.PCRPolicies = []PCRPolicy{newer, good}
 	if p := c.accepts(t).Links[0].Chain.Quote.Policy; p.Revision != 1 {
 		t.Errorf("matched revision %d", p.Revision)
 	}
 
 	c = try()
-	c.file.PCRPolicies = []attest.PCRPolicy{newer}
+	c.file.PCRPolicies = []PCRPolicy{newer}
 	c.refuses(t, "requirement.pcr_policy", ErrPolicy)
 
 	// The window is judged at the nonce's time, so that a link of before the
@@ -129,13 +130,48 @@ func TestPCRPolicyRevisionsAndWindows(t *testing.T) {
 	closed.Profiles = []attest.PCRProfile{good.Profiles[0]}
 	closed.Profiles[0].NotAfter = s.Now.Add(-time.Minute)
 	c = try()
-	c.file.PCRPolicies = []attest.PCRPolicy{closed}
+	c.file.PCRPolicies = []PCRPolicy{closed}
 	c.refuses(t, "requirement.pcr_policy", ErrPolicy)
 	closed.Profiles = []attest.PCRProfile{good.Profiles[0]}
 	closed.Profiles[0].NotAfter = s.Now.Add(500 * time.Millisecond) // before T, after the nonce
 	c = try()
-	c.file.PCRPolicies = []attest.PCRPolicy{closed}
+	c.file.PCRPolicies = []PCRPolicy{closed}
 	c.accepts(t)
+}
+
+// What was taken out of the policy is good no more for whoever boots it later,
+// and the links made before stay good.
+func TestRefusesRevisionThatWasReplacedBeforeTheNonce(t *testing.T) {
+	s := newScene(t)
+	claim := s.file.PCRPolicies[0].Digest()
+	s.evidence = func(e *attest.Evidence) *attest.Evidence {
+		e.Policy = &attest.PolicyRef{Name: "fleet", Revision: 1, Digest: attest.TypedDigest{Alg: "sha256", Value: claim[:]}}
+		return e
+	}
+	s.file.PCRPolicies = append(s.file.PCRPolicies, PCRPolicy{PCRPolicy: attest.PCRPolicy{Name: "fleet", Revision: 2, Profiles: []attest.PCRProfile{{
+		Name: "after-update", Banks: map[string]map[string]string{"sha256": {"7": strings.Repeat("77", 32)}},
+	}}}})
+	raw := s.sign(t)
+	try := func(replaced time.Time) *scene {
+		c := *s
+		c.in.Links = []LinkInput{{Name: "build", Bundle: raw}}
+		c.file.PCRPolicies = slices.Clone(s.file.PCRPolicies)
+		c.file.PCRPolicies[0].Replaced = replaced
+		return &c
+	}
+	nonce := s.accepts(t).Links[0].Chain.Quote.NonceTime
+	try(time.Time{}).accepts(t)          // by a server that did not say when
+	try(nonce.Add(time.Hour)).accepts(t) // made before, verified after
+	try(nonce.Add(-replacedGrace)).accepts(t)
+	past := nonce.Add(-replacedGrace - time.Second)
+	res := try(past).refuses(t, "requirement.pcr_policy", ErrPolicy, "was replaced")
+	if res.Links[0].Tier == TierBootAttested {
+		t.Error("the tier is boot attested all the same")
+	}
+	// What the server said it matched is no way around it.
+	c := try(past)
+	c.requirement().PCRPolicies, c.requirement().Tier = nil, TierTPM
+	c.refuses(t, "pcr_policy.claim", ErrPolicy, "was replaced")
 }
 
 func TestComparesTheServersPolicyClaim(t *testing.T) {

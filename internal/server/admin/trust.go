@@ -251,16 +251,21 @@ func (s *Service) ban(ctx context.Context, a *store.Agent, ekHash string) (link.
 	return r, nil
 }
 
-// addPolicies adds every revision there ever was: evidence names the one it
-// was issued under.
+// addPolicies adds every revision there ever was, with the time it ended:
+// evidence names the one it was issued under.
 func (s *Service) addPolicies(ctx context.Context, f *link.TrustFile) (known map[string]bool, err error) {
 	list, err := s.store.PCRPolicyRevisions(ctx)
 	if err != nil {
 		return nil, err
 	}
 	known = map[string]bool{}
-	for _, p := range list {
-		f.PCRPolicies = append(f.PCRPolicies, p.Policy)
+	for i, p := range list { // by name, oldest first
+		// A deleted one ended then, whatever took its name later.
+		replaced := p.DeletedAt
+		if replaced.IsZero() && i+1 < len(list) && list[i+1].Policy.Name == p.Policy.Name {
+			replaced = list[i+1].CreatedAt
+		}
+		f.PCRPolicies = append(f.PCRPolicies, link.PCRPolicy{PCRPolicy: p.Policy, Replaced: replaced})
 		known[p.Policy.Name] = true
 	}
 	return known, nil

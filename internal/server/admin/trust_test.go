@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -102,6 +104,9 @@ func TestExportTrust(t *testing.T) {
 	if len(file.PCRPolicies) != 1 || len(file.Requirements) != 1 || file.Requirements[0].PCRPolicies[0] != "lab" {
 		t.Errorf("policies %+v, requirements %+v", file.PCRPolicies, file.Requirements)
 	}
+	if at := file.PCRPolicies[0].Replaced; !at.Equal(epoch.Add(2 * time.Hour)) {
+		t.Errorf("the deleted policy ended at %s", at)
+	}
 	if !trust.Expires().Equal(f.clock.Add(time.Minute)) {
 		t.Errorf("expires %s", trust.Expires())
 	}
@@ -118,6 +123,39 @@ func TestExportTrust(t *testing.T) {
 	trust, _ = f.export(t, &adminv1.ExportTrustRequest{AnyNode: true})
 	if trust.File().EK.Inventory != nil {
 		t.Error("an inventory although any node was asked for")
+	}
+}
+
+// A revision ends when it is deleted or the next one takes its place; the
+// current one has no end.
+func TestExportSaysWhenARevisionEnded(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	one, two := f.node(t, 0xa0), f.node(t, 0xb0)
+	capture := func(after time.Duration, req *adminv1.CapturePCRPolicyRequest) {
+		t.Helper()
+		f.clock = epoch.Add(after)
+		if _, err := f.CapturePCRPolicy(ctx, req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	capture(0, &adminv1.CapturePCRPolicyRequest{AgentId: one, Name: "lab"})
+	capture(0, &adminv1.CapturePCRPolicyRequest{AgentId: one, Name: "other"})
+	capture(time.Hour, &adminv1.CapturePCRPolicyRequest{AgentId: two, Name: "lab", AddProfile: true})
+	f.clock = epoch.Add(2 * time.Hour)
+	if _, err := f.DeletePCRPolicy(ctx, &adminv1.DeletePCRPolicyRequest{Name: "lab"}); err != nil {
+		t.Fatal(err)
+	}
+	capture(3*time.Hour, &adminv1.CapturePCRPolicyRequest{AgentId: two, Name: "lab"})
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	got := map[string]time.Duration{}
+	for _, p := range trust.File().PCRPolicies {
+		if !p.Replaced.IsZero() {
+			got[fmt.Sprintf("%s %d", p.Name, p.Revision)] = p.Replaced.Sub(epoch)
+		}
+	}
+	if want := map[string]time.Duration{"lab 1": time.Hour, "lab 2": 2 * time.Hour}; !maps.Equal(got, want) {
+		t.Errorf("ended %v, want %v", got, want)
 	}
 }
 
