@@ -17,13 +17,13 @@ import (
 // classicLink is in-toto's link as in-toto-run writes it. Byproducts and
 // environment are open in the format.
 type classicLink struct {
-	Type        string                       `json:"_type"`
-	Name        string                       `json:"name"`
-	Materials   map[string]map[string]string `json:"materials"`
-	Products    map[string]map[string]string `json:"products"`
-	ByProducts  map[string]any               `json:"byproducts"`
-	Command     []string                     `json:"command"`
-	Environment map[string]any               `json:"environment"`
+	Type        string         `json:"_type"`
+	Name        string         `json:"name"`
+	Materials   artifactSet    `json:"materials"`
+	Products    artifactSet    `json:"products"`
+	ByProducts  map[string]any `json:"byproducts"`
+	Command     []string       `json:"command"`
+	Environment map[string]any `json:"environment"`
 }
 
 // verifyClassic judges a link by pinned keys, for a step that allows it. Nothing
@@ -140,7 +140,9 @@ func parseClassic(raw []byte) (*classicLink, []byte, []signature, error) {
 		sigs = append(sigs, signature{s.KeyID, b})
 	}
 	var c classicLink
-	if err := decodeStrict(body, MaxClassic, "", &c); err != nil {
+	// The members' own names in their own spelling: encoding/json would take
+	// "Materials" for "materials", and the signature is over what is there.
+	if err := decodeStrict(body, MaxClassic, "materials products byproducts environment", &c); err != nil {
 		return nil, nil, nil, fmt.Errorf("link: %w", err)
 	}
 	switch {
@@ -151,15 +153,23 @@ func parseClassic(raw []byte) (*classicLink, []byte, []signature, error) {
 	}
 	message := dsse.PAE(in_toto.PayloadType, body)
 	if w.Payload == "" {
-		// Canonicalised as read, unknown members included: there are none.
-		var all any
-		if err := json.Unmarshal(body, &all); err != nil {
-			return nil, nil, nil, malformed("link: %w", err)
-		}
 		var err error
-		if message, err = cjson.EncodeCanonical(all); err != nil {
+		if message, err = canonicalLink(&c, body); err != nil {
 			return nil, nil, nil, malformed("link: %w", err)
 		}
 	}
 	return &c, message, sigs, nil
+}
+
+// canonicalLink is what a Metablock's signatures are over: the link as it was
+// read, unknown members included, of which there are none.
+func canonicalLink(c *classicLink, body []byte) ([]byte, error) {
+	if message, ok, err := c.canonical(); ok || err != nil {
+		return message, err
+	}
+	var all any
+	if err := json.Unmarshal(body, &all); err != nil {
+		return nil, err
+	}
+	return cjson.EncodeCanonical(all)
 }
