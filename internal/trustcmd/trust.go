@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -49,6 +52,9 @@ func print(c *cobra.Command, name string, raw []byte, pins []string) error {
 	if err != nil {
 		return cli.Hint(fmt.Errorf("%s: %w", name, err), "rootlink-server trust export writes trust.json; docs/verify.md says what a revocation file holds")
 	}
+	if !json.Valid(doc) {
+		return cli.Fail(cli.ExitCrypto, fmt.Errorf("%s: what is signed in it is no JSON", name), "get it again from whoever runs the trust domain")
+	}
 	by := []string{}
 	switch {
 	case len(claimed) == 0 && len(pins) > 0:
@@ -90,8 +96,25 @@ func print(c *cobra.Command, name string, raw []byte, pins []string) error {
 	default:
 		fmt.Fprintf(c.ErrOrStderr(), "UNSIGNED %s\n", kind)
 	}
-	_, err = c.OutOrStdout().Write(doc)
+	_, err = c.OutOrStdout().Write(visible(doc))
 	return err
+}
+
+// visible writes what a terminal might obey, or what hides other text, as JSON's
+// escapes. A document without any is printed as it was signed.
+func visible(doc []byte) []byte {
+	var out []byte
+	for _, r := range string(doc) {
+		switch {
+		case unicode.IsPrint(r) || r == '\n' || r == '\r' || r == '\t':
+			out = utf8.AppendRune(out, r)
+		default:
+			for _, u := range utf16.AppendRune(nil, r) {
+				out = fmt.Appendf(out, `\u%04x`, u)
+			}
+		}
+	}
+	return out
 }
 
 func signHint(name string) string {

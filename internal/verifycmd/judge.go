@@ -45,6 +45,9 @@ func (o *verifyOptions) prepare(ctx context.Context, clock time.Time, args []str
 		if o.at != "" {
 			return nil, cli.Usage("leave --at away", "the archive's token says when trust.json is judged")
 		}
+		if o.vsa.out != "" {
+			return nil, cli.Usage("lay a newer trust.json beside the archive (--trust) for a summary", "--vsa with a trust.json that has expired: a summary says that something was verified now")
+		}
 		q.now, q.present = u.at, clock
 	}
 	if q.wantType, err = link.ResolvePredicateType(o.predicate); err != nil {
