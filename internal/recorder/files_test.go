@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -297,6 +298,42 @@ func TestManyFilesBecomeOneDirHash(t *testing.T) {
 	}
 	if _, err := r.Resources(2); !errors.Is(err, ErrPath) {
 		t.Errorf("too many named files: %v", err)
+	}
+}
+
+// A tree that an earlier step could only record as one dirHash must be matched
+// with it: as a material it is listed, and there as a whole too.
+func TestLargeMaterialsAreListedAndWhole(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for i := range link.MaxSubjects + 1 {
+		write(t, fmt.Sprintf("large/%04d", i), fmt.Sprint(i))
+	}
+	write(t, "small/one", "1")
+	r, err := Hash(t.Context(), []string{"large", "small"}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	materials, err := r.Materials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	products, err := r.Resources(link.MaxSubjects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func(rs []link.Resource, name string) map[string]string {
+		for _, r := range rs {
+			if r.Name == name {
+				return r.Digest
+			}
+		}
+		return nil
+	}
+	if got := find(materials, "large"); got == nil || !maps.Equal(got, find(products, "large")) {
+		t.Errorf("as a material %v, as a product %v", got, find(products, "large"))
+	}
+	if len(materials) != link.MaxSubjects+1+1+1 || find(materials, "small") != nil {
+		t.Errorf("%d materials", len(materials))
 	}
 }
 

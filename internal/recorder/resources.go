@@ -52,23 +52,54 @@ func (r *Recording) list(names map[string]bool, folded map[int]bool) ([]link.Res
 		if !folded[i] {
 			continue
 		}
-		tree := make(map[string][32]byte, len(root.files))
-		for _, n := range root.files {
-			if r.files[n].link {
-				r.Skipped = append(r.Skipped, n+": symlink, which a dirHash does not cover")
-				continue
-			}
-			rel := n
-			if root.name != "." {
-				rel = strings.TrimPrefix(n, root.name+"/")
-			}
-			tree[rel] = r.files[n].sum
-		}
-		sum, err := link.DirHash(tree)
+		whole, err := r.tree(root)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, link.Resource{Name: root.name, Digest: map[string]string{link.DirHashAlg: sum}})
+		out = append(out, whole)
+	}
+	slices.Sort(r.Skipped)
+	r.Skipped = slices.Compact(r.Skipped)
+	return out, nil
+}
+
+// tree is a directory that was asked for as one dirHash.
+func (r *Recording) tree(root root) (link.Resource, error) {
+	tree := make(map[string][32]byte, len(root.files))
+	for _, n := range root.files {
+		if r.files[n].link {
+			r.Skipped = append(r.Skipped, n+": symlink, which a dirHash does not cover")
+			continue
+		}
+		rel := n
+		if root.name != "." {
+			rel = strings.TrimPrefix(n, root.name+"/")
+		}
+		tree[rel] = r.files[n].sum
+	}
+	sum, err := link.DirHash(tree)
+	return link.Resource{Name: root.name, Digest: map[string]string{link.DirHashAlg: sum}}, err
+}
+
+// Materials is Resources for what goes into a step: as many files as a statement
+// takes, and a directory with more of them than a product may have also as the
+// one dirHash that an earlier step recorded it by. Without that no rule could
+// match it with where it came from.
+func (r *Recording) Materials() ([]link.Resource, error) {
+	out, err := r.Resources(link.MaxMaterials)
+	if err != nil {
+		return nil, err
+	}
+	for _, root := range r.roots {
+		there := slices.ContainsFunc(out, func(l link.Resource) bool { return l.Name == root.name })
+		if !root.dir || there || len(root.files) <= link.MaxSubjects || len(out) == link.MaxMaterials {
+			continue
+		}
+		whole, err := r.tree(root)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, whole)
 	}
 	slices.Sort(r.Skipped)
 	r.Skipped = slices.Compact(r.Skipped)

@@ -239,7 +239,7 @@ func (r *state) before(env []string) (*Recording, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if r.stmt.Materials, err = materials.Resources(link.MaxMaterials); err != nil {
+	if r.stmt.Materials, err = materials.Materials(); err != nil {
 		return nil, err
 	}
 	return materials, nil
