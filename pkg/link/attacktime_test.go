@@ -3,6 +3,7 @@ package link
 import (
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"testing"
 	"time"
 
@@ -66,4 +67,30 @@ func TestRefusesOneKeyForTimeAndForSVIDs(t *testing.T) {
 	if _, err := NewTrust(c.file); err == nil {
 		t.Error("the SVID authority may date its own SVIDs")
 	}
+}
+
+// The key of a log that was closed proves that certificates are in it for
+// whoever has it now.
+func TestRefusesCertificateProofsOfAClosedLog(t *testing.T) {
+	c := newClockwork(t)
+	c.requirement().Logged = []string{LoggedAuthority}
+	raw, err := tlog.MarshalEntry(c.log.Entry(c.log.AppendCertificate(t, c.Authority, c.Authority, c.AuthorityKey())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.file.LogProofs = []json.RawMessage{raw}
+	c.stamped(t, func(b *Bundle) *Bundle { return b })
+	c.accepts(t)
+	c.root.Logs[0].Start, c.root.Logs[0].End = c.Now.AddDate(-1, 0, 0), c.Now.Add(-time.Hour)
+	c.stamped(t, func(b *Bundle) *Bundle { return b })
+	c.refuses(t, "requirement.logged", ErrNotLogged)
+}
+
+func TestRefusesHeapsOfProofsBesideALink(t *testing.T) {
+	c := newClockwork(t)
+	c.stamped(t, func(b *Bundle) *Bundle { return b })
+	c.in.Links[0].LogProofs = make([][]byte, MaxLogProofs)
+	c.accepts(t)
+	c.in.Links[0].LogProofs = make([][]byte, MaxLogProofs+1)
+	c.refuses(t, "log.proofs", ErrCrypto)
 }

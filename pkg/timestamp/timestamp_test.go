@@ -3,6 +3,9 @@ package timestamp_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
@@ -401,4 +404,26 @@ func TestQuery(t *testing.T) {
 			t.Fatalf("%d bytes of it: %v", n, err)
 		}
 	}
+}
+
+// What is signed with a key that can be broken today was dated by whoever broke it.
+func TestRefusesWeakSignerKey(t *testing.T) {
+	rootKey := forge.P256(t)
+	weak, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	window := func(c *x509.Certificate) *x509.Certificate {
+		c.NotBefore, c.NotAfter, c.BasicConstraintsValid = forge.Epoch().AddDate(0, -1, 0), forge.Epoch().AddDate(0, 1, 0), true
+		return c
+	}
+	root := forge.Sign(t, window(&x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}), nil, rootKey.Public(), rootKey)
+	leaf := forge.Sign(t, window(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "weak"}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtraExtensions: []pkix.Extension{forge.EKU(t, true, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 8})},
+	}), root, weak.Public(), rootKey)
+	raw := forge.NewTSA(t, nil).Token(t, signature, forge.Epoch(), func(s *forge.TokenSpec) {
+		s.Certificates, s.Names, s.ESS, s.Key, s.TSAName = []*x509.Certificate{leaf}, leaf, leaf, weak, leaf.RawSubject
+	})
+	refused(t, raw, []timestamp.Authority{{Chain: []*x509.Certificate{leaf, root}, Start: leaf.NotBefore}}, timestamp.ErrBadToken, timestamp.ErrWeak)
 }
