@@ -70,6 +70,12 @@ func (s *Sign) validate() (uri string, images []link.Resource, step *Step, err e
 	if uri, err = link.ResolvePredicateType(s.Type); err != nil {
 		return fail("a short name, or the predicate type's whole URI", "--type: %w", err)
 	}
+	// Verifiers take a link for what this recorder saw. One that is handed in says
+	// whatever its author likes about a step that never was, with a tool that did
+	// no more than to copy it.
+	if uri == link.PredicateType {
+		return fail("rootlink run records a step and signs what it saw", "--type %s: a link is recorded, and never signed as somebody wrote it", s.Type)
+	}
 	for _, ref := range s.OCI {
 		if oci.IsRef(ref) {
 			if _, err := oci.ParseRef(ref); err != nil {
