@@ -18,5 +18,5 @@ func TestMain(m *testing.M) {
 }
 
 func TestStories(t *testing.T) {
-	programs.Run(t, "testdata/*.txt", map[string]story.Command{"thief": cmdThief, "eventlog": cmdEventLog, "forget": cmdForget})
+	programs.Run(t, "testdata/*.txt", map[string]story.Command{"thief": cmdThief, "eventlog": cmdEventLog, "forget": cmdForget, "witness": cmdWitness})
 }

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,7 +30,7 @@ type sourceFlags struct {
 func (f *sourceFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.operator, "operator", "", "who runs the trust domain, as verifiers compare it with who runs the time sources (default the trust domain); remembered")
 	fs.IntVar(&f.needed, "authorities-needed", 0, "how many distinct time authorities must attest when a link was signed; remembered")
-	fs.StringArrayVar(&f.chains, "tsa-chain", nil, "PEM `FILE[,operator=NAME][,uri=URI]` with the certificates of a further timestamp authority, root last; repeatable, remembered")
+	fs.StringArrayVar(&f.chains, "tsa-chain", nil, "PEM `FILE[,operator=NAME][,uri=URI]` with the certificates of a further timestamp authority, in any order; repeatable, remembered")
 	fs.StringArrayVar(&f.witnesses, "witness", nil, "`FILE[,operator=NAME]` with the C2SP verifier keys of log witnesses, one a line; repeatable, remembered")
 	fs.BoolVar(&f.reset, "reset-sources", false, "first forget what earlier exports remembered of these")
 }
@@ -49,20 +53,13 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		t := admin.TSA{Operator: opts["operator"], URI: opts["uri"]}
-		for {
-			var block *pem.Block
-			if block, rest = pem.Decode(rest); block == nil {
-				break
-			}
-			if block.Type == "CERTIFICATE" {
-				t.Chain = append(t.Chain, block.Bytes)
-			}
+		chains, err := chainsOf(rest)
+		if err != nil {
+			return nil, cli.Usage("give the certificates of the authority in PEM, up to its root", "--tsa-chain: %s: %w", path, err)
 		}
-		if len(t.Chain) == 0 {
-			return nil, cli.Usage("give the authority's certificates in PEM, root last", "--tsa-chain: %s holds no certificate", path)
+		for _, chain := range chains {
+			s.Timestamps = append(s.Timestamps, admin.TSA{Chain: chain, Operator: opts["operator"], URI: opts["uri"]})
 		}
-		s.Timestamps = append(s.Timestamps, t)
 	}
 	for _, arg := range f.witnesses {
 		path, opts, err := options("--witness", arg, "operator")
@@ -103,4 +100,61 @@ next:
 		return "", nil, cli.Usage("such as FILE,operator=example.com", "%s: unknown %q", flag, p)
 	}
 	return parts[0], out, nil
+}
+
+// chainsOf reads the certificates of a timestamp authority, in whatever order
+// its operator writes them, and returns a chain with the root last for each one
+// that signs: an authority changes its signing key and keeps its root.
+func chainsOf(text []byte) ([][][]byte, error) {
+	var all []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(all, c.Equal) {
+			all = append(all, c)
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.New("it holds no certificate")
+	}
+	issuer := func(c *x509.Certificate) *x509.Certificate {
+		for _, ca := range all {
+			if ca != c && bytes.Equal(ca.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(ca) == nil {
+				return ca
+			}
+		}
+		return nil
+	}
+	inner := map[*x509.Certificate]bool{} // those that issued another one
+	for _, c := range all {
+		if ca := issuer(c); ca != nil {
+			inner[ca] = true
+		}
+	}
+	var out [][][]byte
+	for _, c := range all {
+		if inner[c] {
+			continue
+		}
+		var chain [][]byte
+		for at := c; at != nil; at = issuer(at) {
+			if chain = append(chain, at.Raw); len(chain) > len(all) {
+				return nil, errors.New("its certificates issue each other")
+			}
+		}
+		out = append(out, chain)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("its certificates issue each other")
+	}
+	return out, nil
 }

@@ -2,15 +2,9 @@ package tlog_test
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/http/httptest"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,80 +13,8 @@ import (
 	pub "github.com/rootlink/rootlink/pkg/tlog"
 )
 
-// witness is one by C2SP tlog-witness: it cosigns what continues all that it
-// cosigned before, and nothing else.
-type witness struct {
-	*forge.LogWitness
-	away atomic.Bool
-
-	mu   sync.Mutex
-	last pub.Checkpoint
-	bad  error // why it refused
-}
-
-func (w *witness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	raw, err := io.ReadAll(r.Body)
-	if err != nil || w.away.Load() || r.URL.Path != "/add-checkpoint" {
-		http.Error(rw, "away", http.StatusServiceUnavailable)
-		return
-	}
-	head, signed, _ := strings.Cut(string(raw), "\n\n")
-	lines := strings.Split(head, "\n")
-	var old uint64
-	if _, err := fmt.Sscanf(lines[0], "old %d", &old); err != nil {
-		http.Error(rw, err.Error(), http.StatusBadRequest)
-		return
-	}
-	var proof [][]byte
-	for _, l := range lines[1:] {
-		h, err := base64.StdEncoding.DecodeString(l)
-		if err != nil {
-			http.Error(rw, err.Error(), http.StatusBadRequest)
-			return
-		}
-		proof = append(proof, h)
-	}
-	if old != w.last.Size {
-		rw.Header().Set("Content-Type", "text/x.tlog.size")
-		rw.WriteHeader(http.StatusConflict)
-		fmt.Fprintf(rw, "%d\n", w.last.Size)
-		return
-	}
-	// The test's log is new, so the first checkpoint of all tells its key.
-	cp := parse(signed)
-	w.last.Origin = cp.Origin
-	if old == 0 {
-		proof, w.last.Root = nil, emptyRoot
-	}
-	if err := pub.CheckConsistent(w.last, cp, proof); err != nil {
-		w.bad = err
-		http.Error(rw, err.Error(), http.StatusUnprocessableEntity)
-		return
-	}
-	w.last = cp
-	w.Time = time.Now()
-	text, _, _ := strings.Cut(signed, "\n\n")
-	io.WriteString(rw, w.Cosign([]byte(text+"\n")))
-}
-
-var emptyRoot = [32]byte{
-	0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
-	0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
-}
-
-// parse reads a checkpoint's text; a real witness verifies its signature too.
-func parse(signed string) (cp pub.Checkpoint) {
-	var root string
-	fmt.Sscanf(signed, "%s\n%d\n%s\n", &cp.Origin, &cp.Size, &root)
-	b, _ := base64.StdEncoding.DecodeString(root)
-	copy(cp.Root[:], b)
-	return cp
-}
-
 func TestWitnesses(t *testing.T) {
-	w := &witness{LogWitness: forge.NewLogWitness(t, "witness.example.com", time.Now())}
+	w := &forge.WitnessServer{LogWitness: forge.NewLogWitness(t, "witness.example.com", time.Now())}
 	web := httptest.NewServer(w)
 	defer web.Close()
 	c := config(t.TempDir())
@@ -121,12 +43,12 @@ func TestWitnesses(t *testing.T) {
 			t.Errorf("%+v", in.Cosigned)
 		}
 	}
-	if w.bad != nil {
-		t.Error(w.bad)
+	if err := w.Refused(); err != nil {
+		t.Error(err)
 	}
 
 	// Without its witness the log takes entries and acknowledges none.
-	w.away.Store(true)
+	w.Away.Store(true)
 	body := s.body(t, "d")
 	if _, err := l.Integrate(t.Context(), body); err != nil {
 		t.Fatal(err)
@@ -136,7 +58,7 @@ func TestWitnesses(t *testing.T) {
 	if _, err := l.Append(ctx, body); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	w.away.Store(false)
+	w.Away.Store(false)
 	e, err := l.Append(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
