@@ -17,6 +17,12 @@ func stampFlags(f *pflag.FlagSet, s *recorder.Stamping) {
 	f.StringVar(&s.LogURL, "log-url", "", "transparency log, in place of the one the server names, or none")
 }
 
+// alone: these flags of a command that no server names anything to.
+func alone(f *pflag.FlagSet) {
+	f.Lookup("timestamp-url").Usage = "RFC 3161 authority (repeatable, all are asked)"
+	f.Lookup("log-url").Usage = "transparency log"
+}
+
 func stampCommand() *cobra.Command {
 	var s recorder.StampFiles
 	cmd := &cobra.Command{
@@ -25,8 +31,7 @@ func stampCommand() *cobra.Command {
 		Long: `Complete bundles with timestamps and log entries while their SVIDs are valid.
 
 rootlink run does so itself; this is for what it could not obtain. Bundles are
-replaced by rename, what they hold stays, and one that has all that is asked for
-is left alone. Once the SVID has expired nothing can be added that would prove
+replaced by rename, what they hold stays, and nothing is put in twice. Once the SVID has expired nothing can be added that would prove
 anything, and the bundle must be made again.
 
 No agent is needed: whom to ask is said by the flags.
@@ -41,6 +46,7 @@ or a file could not be read or written, 2 usage, 4 an SVID has expired.`,
 	}
 	f := cmd.Flags()
 	stampFlags(f, &s.Stamping)
+	alone(f)
 	f.BoolVar(&s.Check, "check", false, "say what is there, ask nobody")
 	f.DurationVar(&s.Timeout, "timeout", time.Minute, "how long to try")
 	return cmd

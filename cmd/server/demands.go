@@ -14,7 +14,7 @@ import (
 // in a step.
 func demandFlags(fs *pflag.FlagSet) func() ([]*adminv1.StepDemand, error) {
 	var lists, caches, logged []string
-	fs.StringArrayVar(&lists, "executables", nil, "SPIFFE-ID=FILE with the only programs that may run in its steps, as `rootlink inspect --executables` prints them; repeatable")
+	fs.StringArrayVar(&lists, "executables", nil, "SPIFFE-ID=FILE with the only programs that may run in its steps, as rootlink inspect --executables prints them; repeatable")
 	fs.StringArrayVar(&caches, "caches-per-job", nil, "SPIFFE-ID whose steps must begin with empty caches; repeatable")
 	fs.StringArrayVar(&logged, "logged", nil, "SPIFFE-ID=LIST of what must be in a known log, of signature, ak, authority and attestation_ca; repeatable")
 	return func() (out []*adminv1.StepDemand, err error) {

@@ -33,7 +33,7 @@ type logSource struct{ url, key string }
 
 func (s *logSource) flags(c *cobra.Command) {
 	c.Flags().StringVar(&s.url, "url", "", "read the log from here, such as http://127.0.0.1:8082/log (default: the data directory)")
-	c.Flags().StringVar(&s.key, "key", "", "key of the log, as `log key` prints it (default: that of the data directory)")
+	c.Flags().StringVar(&s.key, "key", "", "key of the log, as log key prints it (default: that of the data directory)")
 }
 
 func (s *logSource) open(at *location) (src tlog.Source, l pub.Log, err error) {

@@ -61,7 +61,7 @@ func runCommand(at *location) *cobra.Command {
 	fs.StringVar(&f.log, "log", "on", "on or off: keep a transparency log of what is signed and certified")
 	fs.StringVar(&f.logOrigin, "log-origin", "", "name of a new transparency log (default log. and the trust domain)")
 	fs.StringVar(&f.witnessPolicy, "witness-policy", "", "file that names the log's witnesses, whose cosignatures each checkpoint then needs")
-	fs.StringVar(&f.trustKeyPublic, "trust-key-public", "", "PEM file with the public trust key, whose private half is kept elsewhere and signs what `trust export --unsigned` writes")
+	fs.StringVar(&f.trustKeyPublic, "trust-key-public", "", "PEM file with the public trust key, whose private half is kept elsewhere and signs what trust export --unsigned writes")
 	fs.StringArrayVar(&f.ekRoots, "ek-roots", nil, "PEM file, or directory of them, with TPM makers' certificates; repeatable")
 	fs.StringVar(&f.ekAllow, "ek-allow", "", "file of EK hashes that need no maker's certificate")
 	fs.StringVar(&f.ekDeny, "ek-deny", "", "file of EK hashes that are refused")

@@ -43,7 +43,7 @@ func trustExport(at *location) *cobra.Command {
 	fs.StringArrayVar(&allowTypes, "allow-type", nil, "ID=TYPE: identities that match this SPIFFE ID pattern sign statements of this predicate type, and links only if that is listed too; repeatable")
 	fs.StringVar(&revocations, "revocations", "", "file of further revocations to put in")
 	sources.register(fs)
-	fs.BoolVar(&unsigned, "unsigned", false, "write the bare document, for `rootlink trust sign` where the trust key is kept")
+	fs.BoolVar(&unsigned, "unsigned", false, "write the bare document, for rootlink trust sign where the trust key is kept")
 	fs.BoolVar(&anyNode, "any-node", false, "accept any genuine TPM, not only those that attested here")
 	demand := demandFlags(fs)
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {

@@ -172,7 +172,7 @@ func TestCompleteBundle(t *testing.T) {
 	if entry, err := tlog.ParseBody(e.GetCanonicalizedBody()); err != nil || entry.Digest != sha256.Sum256(AKCertificate(b)) {
 		t.Errorf("the proof: %v", err)
 	}
-	// Once more: nobody is asked, nothing changes.
+	// Once more, when they are away: nothing changes, and nothing is lacking.
 	one.Close()
 	two.Close()
 	log.Close()
@@ -204,6 +204,20 @@ func TestSomeAuthoritiesMayBeAway(t *testing.T) {
 	p.Timestamps = []string{back.URL, good.URL}
 	if o = complete(t, o.Bundle, p); o.Err() != nil || len(o.Bundle.Timestamps()) != 2 {
 		t.Errorf("%v, %d tokens", o.Err(), len(o.Bundle.Timestamps()))
+	}
+}
+
+// A bundle with one authority's token gets the other's when that alone is named.
+func TestOneMoreAuthority(t *testing.T) {
+	b, _ := signed(t, time.Minute)
+	own, second := authority(t, b.Signature(), nil), authority(t, b.Signature(), nil)
+	o := complete(t, b, Plan{Timestamps: []string{own.URL}, Needed: 1})
+	o = complete(t, o.Bundle, Plan{Timestamps: []string{second.URL}, Needed: 1})
+	if o.Err() != nil || !o.Changed || len(o.Bundle.Timestamps()) != 2 {
+		t.Errorf("%v, %d tokens", o.Err(), len(o.Bundle.Timestamps()))
+	}
+	if o = complete(t, o.Bundle, Plan{Timestamps: []string{second.URL}, Needed: 1}); o.Changed || o.Err() != nil {
+		t.Errorf("asked once more: %+v", o)
 	}
 }
 
