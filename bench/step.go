@@ -32,6 +32,9 @@ func (b *bench) enrolStep(ctx context.Context) error {
 	return os.WriteFile(b.path("product"), []byte("a product\n"), 0o600)
 }
 
+// unstamped keeps `rootlink run` from asking for the time and for a log entry.
+var unstamped = []string{"--timestamp-url", "none", "--log-url", "none"}
+
 // runStep runs `rootlink run` of true in the world's directory.
 func (b *bench) runStep(ctx context.Context, args ...string) (*run, error) {
 	t, err := tool()
@@ -79,9 +82,13 @@ func stepCosts(ctx context.Context, b *bench) error {
 		return err
 	}
 	const n = 60
-	var more, alone, empty, cpu, disk samples
+	var more, stamped, alone, empty, cpu, disk samples
 	for i := range n + 3 {
-		with, err := b.runStep(ctx, "--products", "product")
+		with, err := b.runStep(ctx, append([]string{"--products", "product"}, unstamped...)...)
+		if err != nil {
+			return err
+		}
+		all, err := b.runStep(ctx, "--products", "product")
 		if err != nil {
 			return err
 		}
@@ -102,11 +109,13 @@ func stepCosts(ctx context.Context, b *bench) error {
 		}
 		disk = append(disk, sync...)
 		more, alone, empty = append(more, with.took-without.took), append(alone, without.took), append(empty, start.took)
-		cpu = append(cpu, with.cpu)
+		stamped, cpu = append(stamped, all.took-with.took), append(cpu, with.cpu)
 	}
 	b.out.most("rootlink run -- true, more than true", more, 30*time.Millisecond,
 		fmt.Sprintf("true alone: %s; writing such a bundle to disk: %s; rootlink --version, and a run starts itself twice: %s; CPU time of a run: %s",
 			short(alone.median()), short(disk.median()), short(empty.median()), short(cpu.median())))
+	b.out.most("with a timestamp and a log entry, more than that", stamped, 0,
+		"the log publishes a checkpoint every 100 ms at most, and the entry waits for one")
 	return nil
 }
 

@@ -16,7 +16,7 @@ import (
 type table struct{ w io.Writer }
 
 // columns are the widths of all but the last, which wraps at lastColumn.
-var columns = []int{46, 36, 16}
+var columns = []int{47, 36, 18}
 
 const lastColumn = 60
 
@@ -71,6 +71,20 @@ func (t *table) most(figure string, s samples, target time.Duration, beside stri
 		}
 	}
 	t.line(figure, s.String(), aim, beside)
+}
+
+// times prints what a peer needs, which should be at least least times as much
+// as ours of the same rounds.
+func (t *table) times(figure string, peer samples, least float64, ours samples, beside string) {
+	var ratios []float64
+	for i := range peer {
+		ratios = append(ratios, float64(peer[i])/float64(ours[i]))
+	}
+	aim := fmt.Sprintf("≥ %g × ours", least)
+	if middle(ratios) < least {
+		aim += " MISSED"
+	}
+	t.line(figure, peer.String(), aim, fmt.Sprintf("%.1f × ours (%.1f … %.1f); %s", middle(ratios), slices.Min(ratios), slices.Max(ratios), beside))
 }
 
 // ratio prints a ratio that should not exceed target.
