@@ -98,6 +98,8 @@ var groups = []group{
 	{"sizes", sizes},
 	{"record", recording},
 	{"trace", tracing},
+	{"tsa", timestamps},
+	{"log", logging},
 	{"mint", minting},
 	{"rate", evidenceRate},
 }

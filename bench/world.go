@@ -43,6 +43,7 @@ type world struct {
 	daemons []*daemon
 
 	address string // of the server
+	web     string // base URL of its HTTP port
 	join    string
 	agentID string
 	admin   *grpc.ClientConn
@@ -143,6 +144,11 @@ func (w *world) startServer() (err error) {
 	}
 	if w.address = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(line); w.address == "" {
 		return fmt.Errorf("no address in the server's ready line: %s", line)
+	}
+	if m := regexp.MustCompile(`HTTP port (127\.0\.0\.1:[0-9]+)`).FindStringSubmatch(line); m != nil {
+		w.web = "http://" + m[1]
+	} else {
+		return fmt.Errorf("no HTTP port in the server's ready line: %s", line)
 	}
 	out, err := exec.Command(w.program("rootlink-server"), "join-line", "--admin-socket", w.path("admin.sock")).Output()
 	if err != nil {
