@@ -76,6 +76,9 @@ func (s *Signatures) keep(key [32]byte, h tpmHash) {
 	s.young[key] = h
 }
 
+// SignedBy is child.CheckSignatureFrom(ca), remembered.
+func (s *Signatures) SignedBy(child, ca *x509.Certificate) error { return s.signedBy(child, ca) }
+
 // signedBy is child.CheckSignatureFrom(ca), which depends on nothing but the
 // two certificates.
 func (s *Signatures) signedBy(child, ca *x509.Certificate) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 
@@ -121,13 +122,14 @@ func (v *linkVerifier) logProofs() (string, error) {
 		of           string
 		cert, issuer *x509.Certificate
 		entries      []*rekorv1.TransparencyLogEntry
+		verify       verifyProof
 	}{
-		{LoggedAK, ak, ca, beside},
-		{LoggedAuthority, v.authority.Certificate, v.authority.Certificate, v.trust.logProofs},
-		{LoggedAttestationCA, ca, v.trust.issuerOf(ca), v.trust.logProofs},
+		{LoggedAK, ak, ca, beside, v.trust.verifyProof},
+		{LoggedAuthority, v.authority.Certificate, v.authority.Certificate, v.trust.logProofs, v.trust.rememberedProof},
+		{LoggedAttestationCA, ca, v.trust.issuerOf(ca), v.trust.logProofs, v.trust.rememberedProof},
 	} {
 		for _, e := range c.entries {
-			got, err := tlog.VerifyCertificate(e, c.cert, c.issuer, v.trust.root.Logs, v.trust.witnesses)
+			got, err := c.verify(e, c.cert, c.issuer)
 			if err != nil || got.Log.ValidAt(v.at) != nil {
 				continue
 			}
@@ -143,11 +145,58 @@ func (v *linkVerifier) logProofs() (string, error) {
 	return fmt.Sprintf("%d certificates in known logs", proofs), nil
 }
 
+type verifyProof func(e *rekorv1.TransparencyLogEntry, cert, issuer *x509.Certificate) (*tlog.Included, error)
+
+func (t *Trust) verifyProof(e *rekorv1.TransparencyLogEntry, cert, issuer *x509.Certificate) (*tlog.Included, error) {
+	return tlog.VerifyCertificate(e, cert, issuer, t.root.Logs, t.witnesses)
+}
+
+// proofMemory holds what became of the log proofs of a trust.json. Proof,
+// certificates, logs and witnesses are all parts of the one file, so the answer
+// is the same for every link.
+type proofMemory struct {
+	mu    sync.Mutex
+	known map[proofKey]proofAnswer
+}
+
+// proofKey holds parts of one Trust, which nobody changes once it is read.
+type proofKey struct {
+	entry        *rekorv1.TransparencyLogEntry
+	cert, issuer *x509.Certificate
+}
+
+type proofAnswer struct {
+	got *tlog.Included
+	err error
+}
+
+// maxKnownProofs bounds the memory: proofs and certificates can be thousands each.
+const maxKnownProofs = 1 << 14
+
+func newProofMemory() *proofMemory { return &proofMemory{known: map[proofKey]proofAnswer{}} }
+
+// rememberedProof is verifyProof for an entry and certificates of t itself.
+func (t *Trust) rememberedProof(e *rekorv1.TransparencyLogEntry, cert, issuer *x509.Certificate) (*tlog.Included, error) {
+	key := proofKey{e, cert, issuer}
+	t.proofs.mu.Lock()
+	a, ok := t.proofs.known[key]
+	t.proofs.mu.Unlock()
+	if !ok {
+		a.got, a.err = t.verifyProof(e, cert, issuer)
+		t.proofs.mu.Lock()
+		if len(t.proofs.known) < maxKnownProofs {
+			t.proofs.known[key] = a
+		}
+		t.proofs.mu.Unlock()
+	}
+	return a.got, a.err
+}
+
 // issuerOf is the CA that issued an attestation CA: itself, unless trust.json
 // holds another.
 func (t *Trust) issuerOf(ca *x509.Certificate) *x509.Certificate {
 	for _, c := range t.attestCAs {
-		if ca.CheckSignatureFrom(c) == nil {
+		if t.signatures.SignedBy(ca, c) == nil {
 			return c
 		}
 	}

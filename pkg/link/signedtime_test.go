@@ -337,8 +337,16 @@ func TestLogged(t *testing.T) {
 		}
 		return c
 	}
-	if l := build(t, "").accepts(t).Links[0].Time; len(l.Logs) != 4 {
+	whole := build(t, "")
+	l := whole.accepts(t).Links[0].Time
+	if len(l.Logs) != 4 {
 		t.Errorf("%+v", l.Logs)
+	}
+	trust := whole.trust(t)
+	for range 2 { // the proofs in trust.json are remembered
+		if res, err := Verify(whole.in, trust, whole.at); err != nil || !slices.Equal(res.Links[0].Time.Logs, l.Logs) {
+			t.Errorf("%+v, %v", res.Links[0].Time.Logs, err)
+		}
 	}
 	for _, without := range all {
 		t.Run("without "+without, func(t *testing.T) {

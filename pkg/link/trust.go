@@ -37,6 +37,11 @@ type Trust struct {
 	trustKeyIDs  []string // their fingerprints
 	signers      []string // those that signed
 	digest       string   // hex SHA-256 of the document
+
+	// What is true for good of bytes that many links share. Neither remembers
+	// anything about times, lists or revocations.
+	signatures *attest.Signatures
+	proofs     *proofMemory
 }
 
 // ParseUnsignedTrust decodes the document in trust.json, whoever signed it.
@@ -56,7 +61,7 @@ func ParseUnsignedTrust(b []byte) (*Trust, error) {
 
 // NewTrust validates f.
 func NewTrust(f TrustFile) (*Trust, error) {
-	t := &Trust{file: f, policies: map[string][]PCRPolicy{}}
+	t := &Trust{file: f, policies: map[string][]PCRPolicy{}, signatures: attest.NewSignatures(), proofs: newProofMemory()}
 	if f.Format != TrustFormat || f.Version != FormatVersion {
 		return nil, fmt.Errorf("trust.json: %w", malformed("format %q version %d, want %q version %d", f.Format, f.Version, TrustFormat, FormatVersion))
 	}

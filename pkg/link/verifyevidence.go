@@ -91,6 +91,7 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 		EK:             v.trust.ek,
 		RequiredPCRs:   []attest.PCRSelection{{Bank: quotedBank(v.evidence), Indices: bootPCRs}},
 		EventLog:       v.in.EventLog,
+		Signatures:     v.trust.signatures,
 	})
 	for i := range checks {
 		// Revocations are policy, and judged as one check of their own.
@@ -385,7 +386,7 @@ func (v *linkVerifier) describe() {
 
 func (v *linkVerifier) attestationCA(ak *x509.Certificate) *x509.Certificate {
 	for _, ca := range v.trust.attestCAs {
-		if ak.CheckSignatureFrom(ca) == nil {
+		if v.trust.signatures.SignedBy(ak, ca) == nil {
 			return ca
 		}
 	}
