@@ -31,6 +31,7 @@ const (
 	roleWorkload = "workload" // asks for SVIDs when told to
 	roleAgent    = "agent"    // an agent whose TPM is slow
 	roleSigner   = "signer"   // many build steps at once
+	roleBundler  = "bundler"  // many links
 )
 
 func main() {
@@ -54,6 +55,8 @@ func start() error {
 			return agentMain(ctx, os.Args[2:])
 		case roleSigner:
 			return signerMain(ctx, os.Args[2:])
+		case roleBundler:
+			return bundlerMain(ctx, os.Args[2:])
 		}
 	}
 	only := flag.String("only", "", "measure only what matches this regular expression")
@@ -95,6 +98,7 @@ var groups = []group{
 	{"warm", warmSVID},
 	{"step", stepCosts},
 	{"verify", verifyCosts},
+	{"bundles", manyBundles},
 	{"sizes", sizes},
 	{"record", recording},
 	{"trace", tracing},

@@ -4,13 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -23,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/rootlink/rootlink/internal/recorder"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -75,7 +70,7 @@ func signerMain(ctx context.Context, args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	steps, err := measuredSteps(ctx, *socket, *n)
+	steps, err := measuredSteps(ctx, *socket, *n, nil)
 	if err != nil {
 		return err
 	}
@@ -161,48 +156,19 @@ func signerMain(ctx context.Context, args []string) error {
 }
 
 // step is a connection on which the agent measured a recorder and its tool.
-type step struct{ workloadv1.IssuerClient }
+type step struct {
+	workloadv1.IssuerClient
+	conn *grpc.ClientConn
+}
 
-// svid gets a new key certified for the statement with the given digest, in
-// the two calls that `rootlink run` makes when a tool has ended.
-// It returns the quote, and when the TPM had made it.
+// svid gets a new key certified for the statement with the given digest. It
+// returns the quote, and when the TPM had made it.
 func (s *step) svid(ctx context.Context, digest [32]byte) (quote string, prepared time.Time, err error) {
-	ctx, cancel := context.WithTimeout(withHeader(ctx), time.Minute)
-	defer cancel()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	_, leaf, prepared, err := s.certify(ctx, digest)
 	if err != nil {
 		return "", prepared, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		return "", prepared, err
-	}
-	evidence, err := s.Prepare(ctx, &workloadv1.PrepareRequest{Spki: spki, PayloadSha256: digest[:]})
-	if err != nil {
-		return "", prepared, err
-	}
-	prepared = time.Now()
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35}, Value: evidence.GetEvidence()}}, // id-pe-cmw
-	}, key)
-	if err != nil {
-		return "", prepared, err
-	}
-	issued, err := s.Issue(ctx, &workloadv1.IssueRequest{Csr: csr})
-	if err != nil {
-		return "", prepared, err
-	}
-	if len(issued.GetX509Svid()) == 0 {
-		return "", prepared, errors.New("no SVID in the answer")
-	}
-	cert, err := x509.ParseCertificate(issued.GetX509Svid()[0])
-	if err != nil {
-		return "", prepared, err
-	}
-	if !key.PublicKey.Equal(cert.PublicKey) {
-		return "", prepared, errors.New("an SVID for another key")
-	}
-	e, err := attest.FromCertificate(cert)
+	e, err := attest.FromCertificate(leaf)
 	if err != nil {
 		return "", prepared, err
 	}
@@ -211,7 +177,8 @@ func (s *step) svid(ctx context.Context, digest [32]byte) (quote string, prepare
 
 // measuredSteps opens n connections that have all seen one tool stopped at its
 // first instruction, and lets the tool end.
-func measuredSteps(ctx context.Context, socket string, n int) ([]*step, error) {
+// Step i is of the identity that id names, or with id nil of the only one.
+func measuredSteps(ctx context.Context, socket string, n int, id func(i int) string) ([]*step, error) {
 	t, err := tool()
 	if err != nil {
 		return nil, err
@@ -222,12 +189,16 @@ func measuredSteps(ctx context.Context, socket string, n int) ([]*step, error) {
 		if err != nil {
 			return nil, err
 		}
-		steps[i] = &step{workloadv1.NewIssuerClient(c)}
+		steps[i] = &step{workloadv1.NewIssuerClient(c), c}
 	}
 	_, err = recorder.Run(recorder.Command{Path: t, Args: []string{t}, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stderr, Stderr: os.Stderr},
 		func(*recorder.Exec) error {
-			for _, s := range steps {
-				if _, err := s.Measure(withHeader(ctx), &workloadv1.MeasureRequest{}); err != nil {
+			for i, s := range steps {
+				req := &workloadv1.MeasureRequest{}
+				if id != nil {
+					req.SpiffeId = id(i)
+				}
+				if _, err := s.Measure(withHeader(ctx), req); err != nil {
 					return err
 				}
 			}
