@@ -74,13 +74,13 @@ command cannot be run, 127 when it is not found.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.Name, "step", "", "name of the step")
-	f.StringArrayVar(&s.Materials, "materials", nil, "file or directory that goes in (repeatable)")
-	f.StringArrayVar(&s.Products, "products", nil, "file or directory that comes out (repeatable)")
+	f.StringVar(&s.Name, "step", "", "`NAME` of the step")
+	f.StringArrayVar(&s.Materials, "materials", nil, "`PATH` of a file or directory that goes in (repeatable)")
+	f.StringArrayVar(&s.Products, "products", nil, "`PATH` of a file or directory that comes out (repeatable)")
 	f.StringArrayVar(&s.Exclude, "exclude", nil, "pattern of names to leave out of both, such as '*.o' or 'dist/**/tmp' (repeatable)")
-	f.StringVar(&s.BundleDir, "bundle-dir", ".", "directory for the bundle, STEP.KEY.sigstore.json")
-	f.StringVar(&s.BundleOut, "bundle-out", "", "file for the bundle")
-	f.StringVar(&s.LinkOut, "link-out", "", "file for a classic in-toto link (Metablock with certificate) in place of the bundle")
+	f.StringVar(&s.BundleDir, "bundle-dir", ".", "`DIR` for the bundle, STEP.KEY.sigstore.json")
+	f.StringVar(&s.BundleOut, "bundle-out", "", "`FILE` for the bundle")
+	f.StringVar(&s.LinkOut, "link-out", "", "`FILE` for a classic in-toto link (Metablock with certificate) in place of the bundle")
 	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
 	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
 	f.StringArrayVar(&s.ExtraEnv, "env", nil, "name of a further environment variable to record (repeatable)")
@@ -88,7 +88,7 @@ command cannot be run, 127 when it is not found.`,
 	f.Var(onFailure.value(&failure), "on-failure", "when the command fails: record it, or discard")
 	f.Var(ifUnavailable.value(&unavailable), "if-unavailable", "without agent, identity or ptrace: fail, or record unsigned")
 	f.Var(follow.value(&followed), "follow", "which processes to follow: tree, or main for a step that debugs or needs setuid programs")
-	stampFlags(f, &s.Stamping)
+	stampFlags(f, &s.Stamping, true)
 	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent, server or timestamp authority that is away")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return cli.Fail(cli.ExitRun, err, "see `rootlink run --help`")

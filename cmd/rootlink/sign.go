@@ -61,16 +61,16 @@ command cannot be run, 127 when it is not found.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.Type, "type", "", "predicate type")
+	f.StringVar(&s.Type, "type", "", "predicate `TYPE`")
 	f.StringVar(&s.Predicate, "predicate", "", "`FILE` with the predicate, a JSON object")
 	f.StringArrayVar(&s.OCI, "subject-oci", nil, "image that it is about: `REF` is NAME@sha256:DIGEST, or oci-layout:DIR or oci:HOST/REPOSITORY:TAG to look it up (repeatable)")
 	f.StringArrayVar(&s.Exclude, "exclude", nil, "pattern of names to leave out of directories (repeatable)")
-	f.StringVar(&s.Name, "step", "", "name of the bundle (default the short name of the type)")
-	f.StringVar(&s.BundleDir, "bundle-dir", ".", "directory for the bundle, STEP.KEY.sigstore.json")
-	f.StringVar(&s.BundleOut, "bundle-out", "", "file for the bundle")
+	f.StringVar(&s.Name, "step", "", "`NAME` of the bundle (default the short name of the type)")
+	f.StringVar(&s.BundleDir, "bundle-dir", ".", "`DIR` for the bundle, STEP.KEY.sigstore.json")
+	f.StringVar(&s.BundleOut, "bundle-out", "", "`FILE` for the bundle")
 	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
 	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
-	stampFlags(f, &s.Stamping)
+	stampFlags(f, &s.Stamping, true)
 	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent, server or timestamp authority that is away")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return cli.Fail(cli.ExitRun, err, "see `rootlink sign --help`")

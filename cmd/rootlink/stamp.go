@@ -11,16 +11,16 @@ import (
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
-func stampFlags(f *pflag.FlagSet, s *recorder.Stamping) {
-	f.StringArrayVar(&s.TimestampURLs, "timestamp-url", nil, "RFC 3161 authority, in place of those the server names (repeatable, all are asked), or none")
+// stampFlags says whom to ask. Recorders hear from their agent whom the server
+// names, and fall back on that; rootlink stamp has no agent.
+func stampFlags(f *pflag.FlagSet, s *recorder.Stamping, hasAgent bool) {
+	urls, url := "", ""
+	if hasAgent {
+		urls, url = "; default those that the server names", " (default the one that the server names)"
+	}
+	f.StringArrayVar(&s.TimestampURLs, "timestamp-url", nil, "`URL` of an RFC 3161 authority, or none (repeatable, all are asked"+urls+")")
 	f.StringVar(&s.Needed, "timestamps-needed", "1", "how many of them must answer: a number, or all")
-	f.StringVar(&s.LogURL, "log-url", "", "transparency log, in place of the one the server names, or none")
-}
-
-// alone: these flags of a command that no server names anything to.
-func alone(f *pflag.FlagSet) {
-	f.Lookup("timestamp-url").Usage = "RFC 3161 authority (repeatable, all are asked)"
-	f.Lookup("log-url").Usage = "transparency log"
+	f.StringVar(&s.LogURL, "log-url", "", "`URL` of a transparency log, or none"+url)
 }
 
 func stampCommand() *cobra.Command {
@@ -45,8 +45,7 @@ or a file could not be read or written, 2 usage, 4 an SVID has expired.`,
 		},
 	}
 	f := cmd.Flags()
-	stampFlags(f, &s.Stamping)
-	alone(f)
+	stampFlags(f, &s.Stamping, false)
 	f.BoolVar(&s.Check, "check", false, "say what is there, ask nobody")
 	f.DurationVar(&s.Timeout, "timeout", time.Minute, "how long to try")
 	return cmd

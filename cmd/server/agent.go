@@ -133,7 +133,7 @@ func agentList(at *location) *cobra.Command {
 	var sels []string
 	c := &cobra.Command{Use: "list", Short: "List agents", Args: cobra.NoArgs}
 	c.Flags().BoolVar(&banned, "banned", false, "only banned agents, or with =false only the others")
-	c.Flags().StringArrayVar(&sels, "selector", nil, "only agents with this selector; repeatable")
+	c.Flags().StringArrayVar(&sels, "selector", nil, "only agents with this selector (repeatable)")
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
 		by, match, err := agentFilter(c, banned, sels)
 		if err != nil {
@@ -177,7 +177,7 @@ func agentCount(at *location) *cobra.Command {
 	var sels []string
 	c := &cobra.Command{Use: "count", Short: "Count agents", Args: cobra.NoArgs}
 	c.Flags().BoolVar(&banned, "banned", false, "only banned agents, or with =false only the others")
-	c.Flags().StringArrayVar(&sels, "selector", nil, "only agents with this selector; repeatable")
+	c.Flags().StringArrayVar(&sels, "selector", nil, "only agents with this selector (repeatable)")
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
 		by, match, err := agentFilter(c, banned, sels)
 		if err != nil {

@@ -14,9 +14,9 @@ import (
 // in a step.
 func demandFlags(fs *pflag.FlagSet) func() ([]*adminv1.StepDemand, error) {
 	var lists, caches, logged []string
-	fs.StringArrayVar(&lists, "executables", nil, "SPIFFE-ID=FILE with the only programs that may run in its steps, as rootlink inspect --executables prints them; repeatable")
-	fs.StringArrayVar(&caches, "caches-per-job", nil, "SPIFFE-ID whose steps must begin with empty caches; repeatable")
-	fs.StringArrayVar(&logged, "logged", nil, "SPIFFE-ID=LIST of what must be in a known log, of signature, ak, authority and attestation_ca; repeatable")
+	fs.StringArrayVar(&lists, "executables", nil, "`ID=FILE` with the only programs that may run in steps of this SPIFFE ID, as rootlink inspect --executables prints them (repeatable)")
+	fs.StringArrayVar(&caches, "caches-per-job", nil, "SPIFFE `ID` whose steps must begin with empty caches (repeatable)")
+	fs.StringArrayVar(&logged, "logged", nil, "`ID=LIST` of what of this SPIFFE ID must be in a known log: signature, ak, authority and attestation_ca (repeatable)")
 	return func() (out []*adminv1.StepDemand, err error) {
 		for _, l := range lists {
 			id, file, ok := strings.Cut(l, "=")

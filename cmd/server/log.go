@@ -32,8 +32,8 @@ func logCommand(at *location) *cobra.Command {
 type logSource struct{ url, key string }
 
 func (s *logSource) flags(c *cobra.Command) {
-	c.Flags().StringVar(&s.url, "url", "", "read the log from here, such as http://127.0.0.1:8082/log (default: the data directory)")
-	c.Flags().StringVar(&s.key, "key", "", "key of the log, as log key prints it (default: that of the data directory)")
+	c.Flags().StringVar(&s.url, "url", "", "read the log from this `URL`, such as http://127.0.0.1:8082/log (default: the data directory)")
+	c.Flags().StringVar(&s.key, "key", "", "`KEY` of the log, as log key prints it (default: that of the data directory)")
 }
 
 func (s *logSource) open(at *location) (src tlog.Source, l pub.Log, err error) {
@@ -106,8 +106,8 @@ func logCheck(at *location) *cobra.Command {
 		Use: "check", Short: "Verify the whole log, and compare it with what this server issued", Args: cobra.NoArgs,
 	}
 	from.flags(c)
-	c.Flags().StringVar(&since, "since", "", "file with an older checkpoint that the log must continue")
-	c.Flags().StringVar(&save, "save", "", "file to write the checkpoint to, for a later --since")
+	c.Flags().StringVar(&since, "since", "", "`FILE` with an older checkpoint that the log must continue")
+	c.Flags().StringVar(&save, "save", "", "`FILE` to write the checkpoint to, for a later --since")
 	c.Flags().BoolVar(&noCompare, "no-compare", false, "do not compare with this server's records (always so with --key)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := c.Context()

@@ -30,8 +30,8 @@ type sourceFlags struct {
 func (f *sourceFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.operator, "operator", "", "who runs the trust domain, as verifiers compare it with who runs the time sources (default the trust domain); remembered")
 	fs.IntVar(&f.needed, "authorities-needed", 0, "how many distinct time authorities must attest when a link was signed; remembered")
-	fs.StringArrayVar(&f.chains, "tsa-chain", nil, "PEM `FILE[,operator=NAME][,uri=URI]` with the certificates of a further timestamp authority, in any order; repeatable, remembered")
-	fs.StringArrayVar(&f.witnesses, "witness", nil, "`FILE[,operator=NAME]` with the C2SP verifier keys of log witnesses, one a line; repeatable, remembered")
+	fs.StringArrayVar(&f.chains, "tsa-chain", nil, "PEM `FILE[,operator=NAME][,uri=URI]` with the certificates of a further timestamp authority, in any order (repeatable); remembered")
+	fs.StringArrayVar(&f.witnesses, "witness", nil, "`FILE[,operator=NAME]` with the C2SP verifier keys of log witnesses, one a line (repeatable); remembered")
 	fs.BoolVar(&f.reset, "reset-sources", false, "first forget what earlier exports remembered of these")
 }
 

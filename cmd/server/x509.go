@@ -44,7 +44,7 @@ func x509Mint(at *location) *cobra.Command {
 	}
 	c.Flags().StringVar(&id, "spiffe-id", "", "the identity: spiffe://TRUST-DOMAIN/PATH or /PATH")
 	c.Flags().Var(&ttl, "ttl", "lifetime (default that of the server)")
-	c.Flags().StringArrayVar(&dns, "dns", nil, "DNS name in the SVID; repeatable")
+	c.Flags().StringArrayVar(&dns, "dns", nil, "DNS name in the SVID (repeatable)")
 	c.Flags().StringVar(&dir, "write", "", "write svid.pem, key.pem and bundle.pem to this directory instead of stdout")
 	_ = c.MarkFlagRequired("spiffe-id")
 	c.RunE = withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {

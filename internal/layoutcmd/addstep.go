@@ -28,28 +28,28 @@ type stepFlags struct {
 }
 
 func (s *stepFlags) register(f *pflag.FlagSet) {
-	f.StringVar(&s.step.Name, "name", "", "name of the step, as rootlink run --step")
-	f.StringArrayVar(&s.step.Identities, "identity", nil, "SPIFFE ID, or pattern of it, that may do the step (repeatable)")
+	f.StringVar(&s.step.Name, "name", "", "`NAME` of the step, as rootlink run --step")
+	f.StringArrayVar(&s.step.Identities, "identity", nil, "SPIFFE ID, or `PATTERN` of it, that may do the step (repeatable)")
 	f.IntVar(&s.step.Threshold, "threshold", 1, "how many different identities must have done it, with the same result")
 	f.BoolVar(&s.step.DistinctHosts, "distinct-hosts", false, "each of them on a TPM of its own")
-	f.StringArrayVar(&s.materials, "expect-materials", nil, "artifact rule on what goes in, such as 'MATCH src/* WITH PRODUCTS FROM fetch' (repeatable)")
-	f.StringArrayVar(&s.products, "expect-products", nil, "artifact rule on what comes out, such as 'CREATE hello' (repeatable)")
+	f.StringArrayVar(&s.materials, "expect-materials", nil, "artifact `RULE` on what goes in, such as 'MATCH src/* WITH PRODUCTS FROM fetch' (repeatable)")
+	f.StringArrayVar(&s.products, "expect-products", nil, "artifact `RULE` on what comes out, such as 'CREATE hello' (repeatable)")
 	f.StringArrayVar(&s.step.Command, "command", nil, "what must have been run, one word each time (repeatable), or all words after --")
 	f.StringArrayVar(&s.tools, "tool", nil, "the tool: `FILE|HEX`, a program or its SHA-256 (repeatable)")
 	f.StringArrayVar(&s.recorders, "recorder", nil, "the recorder: `FILE|HEX` (repeatable)")
 	f.BoolVar(&s.step.ProtectedRecorder, "protected-recorder", false, "the recorder must have been out of its user's reach")
 	f.StringArrayVar(&s.executables, "executable", nil, "program that the step may run: `FILE|HEX` (repeatable); no other may run then")
-	f.StringArrayVar(&s.toolLists, "executables-from", nil, "file of such hashes, one a line, # comments (repeatable)")
+	f.StringArrayVar(&s.toolLists, "executables-from", nil, "`FILE` of such hashes, one a line, # comments (repeatable)")
 	f.BoolVar(&s.step.CachesPerJob, "caches-per-job", false, "caches must have been empty before the step")
-	f.StringArrayVar(&s.step.EKs, "ek", nil, "hash of an EK that may have done it (repeatable)")
-	f.StringArrayVar(&s.step.PCRPolicies, "pcr-policy", nil, "name of a PCR policy in trust.json, of which one must be met (repeatable)")
-	f.StringArrayVar(&s.step.Authorities, "authority", nil, "hash of the public key of an SVID authority that counts (repeatable; default any in trust.json)")
+	f.StringArrayVar(&s.step.EKs, "ek", nil, "`HASH` of an EK that may have done it (repeatable)")
+	f.StringArrayVar(&s.step.PCRPolicies, "pcr-policy", nil, "`NAME` of a PCR policy in trust.json, of which one must be met (repeatable)")
+	f.StringArrayVar(&s.step.Authorities, "authority", nil, "`HASH` of the public key of an SVID authority that counts (repeatable; default any in trust.json)")
 	f.StringVar(&s.step.Tier, "tier", "", "least tier: tpm, boot_attested")
 	f.StringVar(&s.step.Evidence, "evidence", "", "least kind of evidence: leaf")
 	f.IntVar(&s.step.ExitCode, "exit-code", 0, "how the command must end")
 	f.StringArrayVar(&s.keys, "functionary-key", nil, "public key in `PEM` that may sign classic links of the step, or its sublayout (repeatable)")
 	f.BoolVar(&s.step.KeyPinned, "key-pinned", false, "accept classic in-toto links by --functionary-key: no hardware stands behind them")
-	f.StringVar(&s.step.Sublayout, "sublayout", "", "name of the layout, signed by --functionary-key, that stands for the step")
+	f.StringVar(&s.step.Sublayout, "sublayout", "", "`NAME` of the layout, signed by --functionary-key, that stands for the step")
 	f.BoolVar(&s.step.Standalone, "standalone", false, "nothing need join the step to another")
 	f.BoolVar(&s.step.MayMatchNothing, "may-match-nothing", false, "MATCH rules of the step may find nothing")
 	f.BoolVar(&s.replace, "replace", false, "replace the step of that name")
@@ -174,9 +174,9 @@ for it (--run-inspections), in a sandbox: copies of the artifacts, no network.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&name, "name", "", "name of the inspection")
-	f.StringArrayVar(&materials, "expect-materials", nil, "artifact rule on what it finds (repeatable)")
-	f.StringArrayVar(&products, "expect-products", nil, "artifact rule on what it leaves (repeatable)")
+	f.StringVar(&name, "name", "", "`NAME` of the inspection")
+	f.StringArrayVar(&materials, "expect-materials", nil, "artifact `RULE` on what it finds (repeatable)")
+	f.StringArrayVar(&products, "expect-products", nil, "artifact `RULE` on what it leaves (repeatable)")
 	return cmd
 }
 

@@ -32,7 +32,7 @@ func command(clock func() time.Time, more ...*cobra.Command) *cobra.Command {
 	return cli.Group("layout", "Say who must do which step of a pipeline, and sign that", append(subs, more...)...)
 }
 
-// Duration is a flag that also knows days: 90d.
+// duration is a flag that also knows days: 90d. Zero is not given.
 type duration time.Duration
 
 func (d *duration) String() string {
@@ -41,6 +41,7 @@ func (d *duration) String() string {
 	}
 	return time.Duration(*d).String()
 }
+
 func (d *duration) Type() string { return "duration" }
 
 func (d *duration) Set(s string) error {
@@ -133,7 +134,7 @@ func newCommand(clock func() time.Time) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&name, "name", "", "name of the layout")
+	f.StringVar(&name, "name", "", "`NAME` of the layout")
 	f.Var(&life, "expires", "how long it may be used: 90d, 36h")
 	f.Uint64Var(&serial, "serial", 1, "number of the edition: verifiers refuse a lower one than they have seen")
 	f.StringVar(&readme, "readme", "", "what it is for, in words")
@@ -214,7 +215,7 @@ with the next serial.`,
 	fl.StringVar(&out, "out", "", "`FILE` to write (default: FILE itself)")
 	fl.StringVar(&form, "form", layout.FormDSSE, "dsse, or metablock for in-toto implementations that know no DSSE")
 	fl.Uint64Var(&serial, "serial", 0, "number of the edition (default: as it is)")
-	fl.Var(&life, "expires", "new end, from now: 90d, 36h")
+	fl.Var(&life, "expires", "new end, from now: 90d, 36h (default: as it is)")
 	return cmd
 }
 

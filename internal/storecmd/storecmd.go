@@ -118,7 +118,7 @@ name is taken by another one gets a name of its own.
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&dir, "bundle-dir", ".", "directory to write them into (made if missing)")
+	cmd.Flags().StringVar(&dir, "bundle-dir", ".", "`DIR` to write them into (made if missing)")
 	plainFlag(cmd, &plain)
 	return cmd
 }

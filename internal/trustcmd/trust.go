@@ -43,7 +43,7 @@ that the file names itself: compare its fingerprint.`,
 			return print(c, args[0], raw, pins)
 		},
 	}
-	c.Flags().StringArrayVar(&pins, "trust-key", nil, "fingerprint, or `FILE` with the public key, one of which must have signed; repeatable")
+	c.Flags().StringArrayVar(&pins, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed (repeatable: one of them)")
 	return c
 }
 
@@ -163,8 +163,8 @@ are replaced.`,
 			return files.Write(out, signed, 0o644)
 		},
 	}
-	c.Flags().StringArrayVar(&keys, "key", nil, "private key in PEM (ECDSA P-256 or Ed25519); repeatable")
-	c.Flags().StringVar(&out, "out", "", "file to write (default stdout)")
+	c.Flags().StringArrayVar(&keys, "key", nil, "private key in `PEM`, ECDSA P-256 or Ed25519 (repeatable)")
+	c.Flags().StringVar(&out, "out", "", "`FILE` to write (default stdout)")
 	return c
 }
 

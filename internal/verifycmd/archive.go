@@ -52,7 +52,7 @@ has long expired, and a later file of revocations can be laid beside it.`,
 	f := cmd.Flags()
 	o.register(f)
 	f.StringVar(&out, "out", "", "`FILE` to write")
-	f.StringArrayVar(&urls, "timestamp-url", nil, "RFC 3161 authority for the archive's own token, repeatable: the first that answers; none for no token (default: those in trust.json)")
+	f.StringArrayVar(&urls, "timestamp-url", nil, "`URL` of an RFC 3161 authority for the archive's own token, or none (repeatable: the first that answers; default those in trust.json)")
 	cmd.AddCommand(archiveCheckCommand(clock))
 	return cmd
 }
@@ -280,9 +280,9 @@ func archiveCheckCommand(clock func() time.Time) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed its trust.json (default: the key seen at first use)")
-	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after it was made")
-	f.StringVar(&o.state, "trust-state", "", "file that remembers which key signs trust.json (default in $XDG_STATE_HOME/rootlink)")
+	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed its trust.json (repeatable: one of them; default the key seen at first use)")
+	f.StringArrayVar(&o.revocations, "revocations", nil, "`FILE` of revocations issued after it was made (repeatable)")
+	f.StringVar(&o.state, "trust-state", "", "`FILE` that remembers which key signs trust.json (default in $XDG_STATE_HOME/rootlink)")
 	o.predicate = "link"
 	return cmd
 }

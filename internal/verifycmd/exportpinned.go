@@ -75,8 +75,8 @@ public key: key.pem, and key.json for in-toto's Python.`,
 	}
 	f := cmd.Flags()
 	o.register(f)
-	f.StringVar(&key, "key", "", "private key that signs the pinned layout, `PEM`")
-	f.StringVar(&out, "out", "", "new directory for what is written")
+	f.StringVar(&key, "key", "", "private key in `PEM` that signs the pinned layout")
+	f.StringVar(&out, "out", "", "new `DIR` for what is written")
 	return cmd
 }
 

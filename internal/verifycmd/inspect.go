@@ -52,7 +52,7 @@ tools read, so that they can judge them:
 		},
 	}
 	cmd.Flags().BoolVar(&executables, "executables", false, "print the programs that the recorder says ran, as a tool list")
-	cmd.Flags().StringVar(&extract, "extract", "", "directory to write the parts into (made if missing)")
+	cmd.Flags().StringVar(&extract, "extract", "", "`DIR` to write the parts into (made if missing)")
 	return cmd
 }
 

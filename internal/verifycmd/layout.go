@@ -28,10 +28,10 @@ type layoutOptions struct {
 }
 
 func (o *layoutOptions) register(f *pflag.FlagSet) {
-	f.StringVar(&o.file, "layout", "", "signed in-toto layout that the links must fulfil; instead of --identity")
-	f.StringArrayVar(&o.sublayouts, "sublayout", nil, "layout that stands for a step of --layout (repeatable)")
-	f.StringVar(&o.state, "layout-state", "", "file that remembers the newest edition of each layout (default in $XDG_STATE_HOME/rootlink)")
-	f.StringVar(&o.buildID, "build-id", "", "take the links of this run of the pipeline, and leave out those of others")
+	f.StringVar(&o.file, "layout", "", "`FILE` with the signed in-toto layout that the links must fulfil; instead of --identity")
+	f.StringArrayVar(&o.sublayouts, "sublayout", nil, "`FILE` with a layout that stands for a step of --layout (repeatable)")
+	f.StringVar(&o.state, "layout-state", "", "`FILE` that remembers the newest edition of each layout (default in $XDG_STATE_HOME/rootlink)")
+	f.StringVar(&o.buildID, "build-id", "", "take the links of the pipeline's run of this `NAME`, and leave out those of others")
 	f.BoolVar(&o.runInspections, "run-inspections", false, "run the layout's inspections, in a sandbox without network")
 	f.BoolVar(&o.skip, "skip-inspections", false, "accept that the layout's inspections are not run")
 	f.DurationVar(&o.timeout, "inspection-timeout", inspection.Timeout, "how long one inspection may run")

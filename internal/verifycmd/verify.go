@@ -63,7 +63,7 @@ cryptographic check failed, 4 a policy was not met.`,
 	}
 	f := cmd.Flags()
 	o.register(f)
-	f.StringVar(&o.archive, "archive", "", "judge the `FILE` that `rootlink archive` wrote: it brings bundles, layout and trust.json")
+	f.StringVar(&o.archive, "archive", "", "judge the `FILE` that rootlink archive wrote: it brings bundles, layout and trust.json")
 	f.StringVar(&o.at, "at", "", "judge as if it were this `TIME` (RFC 3339); the result says so, and nothing is remembered of it")
 	f.StringVar(&o.report, "report", "", "also write the result as one self-contained HTML page to this `FILE`")
 	o.vsa.register(f)
@@ -74,14 +74,14 @@ cryptographic check failed, 4 a policy was not met.`,
 // register are the flags of every command that verifies.
 func (o *verifyOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.trust, "trust", "", "trust.json: the `FILE` that rootlink-server trust export writes")
-	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or pattern of it, that must have signed")
-	f.StringVar(&o.predicate, "type", "link", "predicate type of the statements, a URI or one of "+strings.Join(link.PredicateAliases(), ", "))
+	f.StringVar(&o.identity, "identity", "", "SPIFFE ID, or `PATTERN` of it, that must have signed")
+	f.StringVar(&o.predicate, "type", "link", "predicate `TYPE` of the statements, a URI or one of "+strings.Join(link.PredicateAliases(), ", "))
 	o.pipeline.register(f)
-	f.StringVar(&o.state, "trust-state", "", "file that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
-	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed trust.json; repeatable: one of them (default: the key seen at first use)")
-	f.StringArrayVar(&o.revocations, "revocations", nil, "file of revocations issued after trust.json")
-	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this time (RFC 3339): genuine ones of an older run")
-	f.StringArrayVar(&o.from, "from", nil, "`REF` of an image whose bundles, stored by `rootlink attach`, and whose digest are judged too (repeatable)")
+	f.StringVar(&o.state, "trust-state", "", "`FILE` that remembers the highest serial of trust.json (default in $XDG_STATE_HOME/rootlink)")
+	f.StringArrayVar(&o.trustKeys, "trust-key", nil, "fingerprint, or `FILE` with the public key, that must have signed trust.json (repeatable: one of them; default the key seen at first use)")
+	f.StringArrayVar(&o.revocations, "revocations", nil, "`FILE` of revocations issued after trust.json (repeatable)")
+	f.StringVar(&o.notBefore, "not-before", "", "refuse links made before this `TIME` (RFC 3339): genuine ones of an older run")
+	f.StringArrayVar(&o.from, "from", nil, "`REF` of an image whose bundles, stored by rootlink attach, and whose digest are judged too (repeatable)")
 	f.BoolVar(&o.plainHTTP, "plain-http", false, "talk to registries without TLS")
 }
 

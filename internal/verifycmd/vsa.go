@@ -22,10 +22,10 @@ type vsaOptions struct {
 
 func (o *vsaOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.out, "vsa", "", "when all verifies, also write a signed SLSA verification summary about the artifacts to this `FILE`")
-	f.StringVar(&o.key, "vsa-key", "", "private key (PEM) that signs the summary: its readers take your word")
+	f.StringVar(&o.key, "vsa-key", "", "private key in `PEM` that signs the summary: its readers take your word")
 	f.StringVar(&o.verifier, "vsa-verifier", "", "`URI` that names you, the verifier")
 	f.StringVar(&o.resource, "vsa-resource", "", "`URI` under which the artifacts are fetched, such as pkg:oci/hello")
-	f.StringArrayVar(&o.levels, "vsa-level", nil, "further level that you vouch for, such as SLSA_BUILD_LEVEL_2")
+	f.StringArrayVar(&o.levels, "vsa-level", nil, "further `LEVEL` that you vouch for, such as SLSA_BUILD_LEVEL_2 (repeatable)")
 }
 
 func (o *vsaOptions) check() error {
