@@ -377,6 +377,18 @@ func TestRefusesHostileLogAnswers(t *testing.T) {
 			raw, _ := tlog.MarshalEntry(e)
 			return raw
 		},
+		"another size beside the checkpoint's": func(log *forge.Log, index uint64) []byte {
+			e := log.Entry(index)
+			e.InclusionProof.TreeSize++
+			raw, _ := tlog.MarshalEntry(e)
+			return raw
+		},
+		"another root beside the checkpoint's": func(log *forge.Log, index uint64) []byte {
+			e := log.Entry(index)
+			e.InclusionProof.RootHash[0] ^= 1
+			raw, _ := tlog.MarshalEntry(e)
+			return raw
+		},
 		"path to nowhere": func(log *forge.Log, index uint64) []byte {
 			e := log.Entry(index)
 			e.InclusionProof.Hashes[0][0] ^= 1
@@ -405,6 +417,19 @@ func TestRefusesHostileLogAnswers(t *testing.T) {
 			other := forge.NewWorld(t)
 			cert := other.CA.Certify(t, forge.Statement(other.TPM, nil), w.SVIDKey.Public(), time.Now(), nil)
 			return marshal(log, log.AppendCertificate(t, cert, other.CA.Cert, other.CA.Key))
+		})
+		o := complete(t, b, Plan{Log: s.URL + "/log"})
+		if !errors.Is(o.Err(), ErrIncomplete) || o.Proof != nil {
+			t.Errorf("taken: %v", o.Err())
+		}
+	})
+	t.Run("proof of another certificate of this CA", func(t *testing.T) {
+		s := logServer(t, b, w, func(method string, log *forge.Log, index uint64) []byte {
+			if method == http.MethodPost {
+				return nil
+			}
+			cert := w.CA.Certify(t, forge.Statement(forge.NewWorld(t).TPM, nil), w.SVIDKey.Public(), time.Now(), nil)
+			return marshal(log, log.AppendCertificate(t, cert, w.CA.Cert, w.CA.Key))
 		})
 		o := complete(t, b, Plan{Log: s.URL + "/log"})
 		if !errors.Is(o.Err(), ErrIncomplete) || o.Proof != nil {

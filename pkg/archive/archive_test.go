@@ -135,9 +135,11 @@ func TestRefusesChangedArchive(t *testing.T) {
 		"unknown key":      {manifest(`"format"`, `"colour": "red", "format"`), ErrMalformed},
 		"other version":    {manifest(`"version": 1`, `"version": 2`), ErrMalformed},
 		"unknown role":     {manifest(`"role": "trust"`, `"role": "thrust"`), ErrMalformed},
-		"path traversal":   {manifest(bundle, "bundles/../../a"), ErrMalformed},
-		"absolute path":    {manifest(bundle, "/bundles/a.sigstore.json"), ErrMalformed},
-		"another's room":   {manifest(bundle, "trust/a.sigstore.json"), ErrMalformed},
+		"path traversal":   {everywhere(bundle, "bundles/../../a"), ErrMalformed},
+		"absolute path":    {everywhere(bundle, "/bundles/a.sigstore.json"), ErrMalformed},
+		"path upwards":     {everywhere(bundle, "../a.sigstore.json"), ErrMalformed},
+		"path below":       {everywhere(bundle, "bundles/b/a.sigstore.json"), ErrMalformed},
+		"another's room":   {everywhere(bundle, "trust/a.sigstore.json"), ErrMalformed},
 		"same file twice":  {manifest(bundle, "bundles/build.sigstore.json"), ErrMalformed},
 		"negative size":    {manifest(`"size": 3`, `"size": -3`), ErrMalformed},
 		"enormous size":    {manifest(`"size": 3`, `"size": 999999999999`), ErrMalformed},
@@ -160,6 +162,17 @@ func manifest(old, with string) func(h *tar.Header, content []byte) ([]byte, boo
 			panic("nothing to change: " + old)
 		}
 		return bytes.Replace(b, []byte(old), []byte(with), 1), true
+	}
+}
+
+// everywhere also renames the tar's entry: else its absence is what is refused.
+func everywhere(old, with string) func(h *tar.Header, content []byte) ([]byte, bool) {
+	inManifest := manifest(old, with)
+	return func(h *tar.Header, b []byte) ([]byte, bool) {
+		if h.Name == old {
+			h.Name = with
+		}
+		return inManifest(h, b)
 	}
 }
 
