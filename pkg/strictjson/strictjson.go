@@ -3,11 +3,9 @@ package strictjson
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -37,15 +35,11 @@ func Scan(b []byte, limit int, open string) error {
 	if !utf8.Valid(b) {
 		return malformed("invalid UTF-8")
 	}
-	if !json.Valid(b) {
-		var v json.RawMessage
-		return malformed("JSON: %w", cmp.Or(json.Unmarshal(b, &v), io.ErrUnexpectedEOF))
-	}
 	w := walker{open: strings.Fields(open), mixed: open == ""}
 	return w.walk(b)
 }
 
-// walker looks at the keys of valid JSON, and at nothing else of it.
+// walker goes through a document once: its grammar, its depth and its keys.
 type walker struct {
 	open  []string
 	mixed bool // keys of the next container may have any case
@@ -55,7 +49,6 @@ type walker struct {
 
 type frame struct {
 	object bool
-	isKey  bool // the next string is a key
 	mixed  bool // keys may have any case
 	start  int
 	many   map[string]bool // once they are more than few
@@ -64,44 +57,10 @@ type frame struct {
 // few keys are faster compared one by one.
 const few = 8
 
-func (w *walker) walk(b []byte) error {
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '{', '[':
-			if len(w.stack) == MaxDepth {
-				return malformed("JSON nested deeper than %d", MaxDepth)
-			}
-			w.stack = append(w.stack, frame{object: b[i] == '{', isKey: b[i] == '{', mixed: w.mixed, start: len(w.keys)})
-		case '}', ']':
-			n := len(w.stack) - 1
-			w.keys, w.stack = w.keys[:w.stack[n].start], w.stack[:n]
-		case ',':
-			top := &w.stack[len(w.stack)-1]
-			top.isKey = top.object
-		case '"':
-			end := i + 1
-			for b[end] != '"' {
-				if b[end] == '\\' {
-					end++
-				}
-				end++
-			}
-			if n := len(w.stack); n > 0 && w.stack[n-1].isKey {
-				if err := w.key(b[i : end+1]); err != nil {
-					return err
-				}
-			}
-			i = end
-		}
-	}
-	return nil
-}
-
 // key takes one key with its quotes.
 func (w *walker) key(quoted []byte) error {
 	n := len(w.stack)
 	top := &w.stack[n-1]
-	top.isKey = false
 	folded, same := quoted[1:len(quoted)-1], true
 	if !plain(folded) {
 		var t string
