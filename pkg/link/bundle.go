@@ -33,7 +33,10 @@ type Bundle struct {
 	tokens    [][]byte                        // RFC 3161, DER of TimeStampResp
 	entries   []*rekorv1.TransparencyLogEntry // with inclusion proofs
 
-	statement func() (*Statement, error) // ParseStatement(payload), once: a large one takes a while
+	// PayloadDigest and ParseStatement of payload, once: a large one takes a
+	// while. nil in bundles that Sign made.
+	digest    func() [32]byte
+	statement func() (*Statement, error)
 }
 
 // ErrSignerMismatch: the certificate or its evidence is not for this key and
@@ -165,6 +168,7 @@ func ParseBundle(raw []byte) (*Bundle, error) {
 	return &Bundle{
 		payload: payload, signature: sig.GetSig(), leaf: leaf,
 		tokens: tokens, entries: vm.GetTlogEntries(),
+		digest:    sync.OnceValue(func() [32]byte { return PayloadDigest(payload) }),
 		statement: sync.OnceValues(func() (*Statement, error) { return ParseStatement(payload) }),
 	}, nil
 }
@@ -174,6 +178,14 @@ func (b *Bundle) UnverifiedCertificate() *x509.Certificate { return b.leaf }
 
 // UnverifiedPayload returns the signed bytes.
 func (b *Bundle) UnverifiedPayload() []byte { return bytes.Clone(b.payload) }
+
+// payloadDigest is what the signature is over.
+func (b *Bundle) payloadDigest() [32]byte {
+	if b.digest == nil {
+		return PayloadDigest(b.payload)
+	}
+	return b.digest()
+}
 
 // UnverifiedStatement decodes the statement as the bundle claims it. It is the
 // same one every time: leave it as it is.

@@ -94,7 +94,7 @@ func (b *Bundle) UnverifiedProvenance() ([]byte, error) {
 		run.Builder.Version = map[string]string{"rootlink": r}
 	}
 	// The digest that the TPM committed to is the run's own name.
-	digest := PayloadDigest(b.payload)
+	digest := b.payloadDigest()
 	run.Metadata.InvocationID = "sha256:" + hex.EncodeToString(digest[:])
 	run.Metadata.StartedOn, run.Metadata.FinishedOn = s.Byproducts.Started, s.Byproducts.Finished
 	for _, e := range s.Byproducts.Executables {

@@ -118,7 +118,7 @@ func (v *linkVerifier) attest(s TimeSource) {
 func (v *linkVerifier) logEntries() (string, error) {
 	known := 0
 	for i, e := range v.bundle.entries {
-		body, err := tlog.EntryBody(PayloadDigest(v.bundle.payload), v.bundle.signature, v.leaf)
+		body, err := tlog.EntryBody(v.bundle.payloadDigest(), v.bundle.signature, v.leaf)
 		if err != nil {
 			return "", err
 		}

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 )
 
 // Types of the in-toto attestation framework.
@@ -156,16 +154,20 @@ func (s *Statement) Validate() error {
 }
 
 func validateResources(what string, rs []Resource) error {
-	seen := make(map[string]bool, len(rs))
-	for _, r := range rs {
+	// Marshal sorts them; only where somebody else did not must all be kept.
+	sorted := slices.IsSortedFunc(rs, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
+	seen := map[string]bool{}
+	for i, r := range rs {
 		if r.Name == "" || len(r.Name) > MaxName {
 			return malformed("%s name of %d bytes, 1 to %d allowed", what, len(r.Name), MaxName)
 		}
 		// link v0.3: names are unique, so that a name means one digest.
-		if seen[r.Name] {
+		if seen[r.Name] || sorted && i > 0 && r.Name == rs[i-1].Name {
 			return malformed("duplicate %s %q", what, r.Name)
 		}
-		seen[r.Name] = true
+		if !sorted {
+			seen[r.Name] = true
+		}
 		if err := validateDigests(r.Digest); err != nil {
 			return fmt.Errorf("%s %q: %w", what, r.Name, err)
 		}
@@ -188,9 +190,16 @@ func validateDigests(set map[string]string) error {
 	return nil
 }
 
+var lowerHex = func() (t [256]bool) {
+	for _, c := range []byte("0123456789abcdef") {
+		t[c] = true
+	}
+	return t
+}()
+
 func isLowerHex(s string) bool {
-	for _, c := range []byte(s) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+	for i := range len(s) {
+		if !lowerHex[s[i]] {
 			return false
 		}
 	}
@@ -240,7 +249,7 @@ func sortedByName(rs []Resource) []Resource {
 // except inside byproducts and environment, which in-toto leaves open.
 func ParseStatement(b []byte) (*Statement, error) {
 	var w wireStatement
-	if err := decodeStrict(b, MaxStatement, "", &w); err != nil {
+	if err := decodeStatement(b, &w); err != nil {
 		return nil, fmt.Errorf("statement: %w", err)
 	}
 	if w.Type != StatementType {
@@ -295,5 +304,8 @@ func (p *Prepared) Payload() []byte { return slices.Clone(p.payload) }
 // PayloadDigest is SHA-256 of the DSSE pre-authentication encoding of an
 // encoded statement.
 func PayloadDigest(statement []byte) [32]byte {
-	return sha256.Sum256(dsse.PAE(PayloadType, statement))
+	h := sha256.New()
+	fmt.Fprintf(h, "DSSEv1 %d %s %d ", len(PayloadType), PayloadType, len(statement))
+	h.Write(statement)
+	return [32]byte(h.Sum(nil))
 }

@@ -78,7 +78,7 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 	if v.evidence == nil {
 		return "", errSkip
 	}
-	payload := PayloadDigest(v.bundle.payload)
+	payload := v.bundle.payloadDigest()
 	verified, checks, err := attest.Verify(v.evidence, attest.Binding{
 		TrustDomain:   v.trust.TrustDomain(),
 		SPIFFEID:      v.id.String(),

@@ -209,7 +209,7 @@ func (v *linkVerifier) svidValidity() (string, error) {
 }
 
 func (v *linkVerifier) signatureValid() (string, error) {
-	digest := PayloadDigest(v.bundle.payload)
+	digest := v.bundle.payloadDigest()
 	if !ecdsa.VerifyASN1(v.leaf.PublicKey.(*ecdsa.PublicKey), digest[:], v.bundle.signature) {
 		return "", errors.New("the statement was not signed by the SVID's key, or was changed since")
 	}
@@ -217,7 +217,7 @@ func (v *linkVerifier) signatureValid() (string, error) {
 }
 
 func (v *linkVerifier) statementForm() (_ string, err error) {
-	digest := PayloadDigest(v.bundle.payload)
+	digest := v.bundle.payloadDigest()
 	stmt, err := v.bundle.UnverifiedStatement()
 	if err != nil || v.wantType != PredicateType {
 		a, aerr := v.bundle.UnverifiedAttestation()
