@@ -79,7 +79,7 @@ func TestRefusesManyFilesWithoutAskingForEach(t *testing.T) {
 		m.stmt.Materials = resources(bad)
 	}
 	start := time.Now()
-	s.refuses(t, "step.rules", ErrRule, link.ErrPolicy, "bad/0000", "and others")
+	s.refuses(t, "step.rules", ErrRule, link.ErrPolicy, "bad/0000", "and 11999 more")
 	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("took %s", d)
 	}

@@ -42,7 +42,7 @@ func (v *verifier) verifyClassic(in NamedFile) (string, error) {
 	if !s.KeyPinned {
 		return "", about(fmt.Errorf("step %q takes no links by pinned keys: they show no hardware", s.Name))
 	}
-	l := &stepLink{name: in.Name, step: c.Name, command: c.Command, classic: true}
+	l := &stepLink{name: in.Name, step: c.Name, command: c.Command, classic: true, inTree: true}
 	l.buildID, _ = c.Environment["build_id"].(string)
 	for _, id := range s.PubKeys {
 		pub, err := publicKey(owner.Keys[id])

@@ -34,7 +34,14 @@ func (v *verifier) inspections(l *Layout) {
 			if got.ExitCode != 0 {
 				return "", fmt.Errorf("%w %q: %q ended with exit code %d", ErrInspection, in.Name, strings.Join(in.Run, " "), got.ExitCode)
 			}
-			src = &stepLink{step: in.Name, name: in.Name, command: in.Run, materials: hashes(got.Materials), products: hashes(got.Products)}
+			one := &stepLink{step: in.Name, name: in.Name, command: in.Run, inTree: true}
+			if one.materials, err = inspected(got.Materials); err != nil {
+				return "", err
+			}
+			if one.products, err = inspected(got.Products); err != nil {
+				return "", err
+			}
+			src = one
 			return fmt.Sprintf("%s: %d files before, %d after", strings.Join(in.Run, " "), len(got.Materials), len(got.Products)), nil
 		})
 		sums := map[string]*stepLink{in.Name: src}
@@ -49,6 +56,16 @@ func (v *verifier) inspections(l *Layout) {
 		}
 		v.rules("inspection.rules", in.Name, in.Materials, in.Products, src, links, sums, true)
 	}
+}
+
+// inspected holds the names that an inspection met to what links are held to.
+func inspected(files map[string]string) (map[string]in_toto.HashObj, error) {
+	for n := range files {
+		if !inTree(n) {
+			return nil, &detail{file: n, err: fmt.Errorf("%q: %w", n, ErrEscape)}
+		}
+	}
+	return hashes(files), nil
 }
 
 func hashes(files map[string]string) map[string]in_toto.HashObj {

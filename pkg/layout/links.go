@@ -23,6 +23,7 @@ type stepLink struct {
 	classic   bool
 	materials map[string]in_toto.HashObj
 	products  map[string]in_toto.HashObj
+	inTree    bool             // artifactsOf checked all names
 	result    *link.LinkResult // nil for classic links
 }
 
@@ -167,7 +168,7 @@ func (v *verifier) accept(r *link.LinkResult) (_ string, err error) {
 	s := r.Statement()
 	l := &stepLink{
 		name: r.Name, step: s.Step, signer: r.Chain.SVID.SPIFFEID, ek: r.Chain.EK.SHA256, buildID: s.Environment.BuildID,
-		command: s.Command, result: r,
+		command: s.Command, result: r, inTree: true,
 	}
 	if l.materials, err = artifactsOf(s.Materials); err != nil {
 		return "", err

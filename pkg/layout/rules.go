@@ -5,7 +5,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/in-toto/in-toto-golang/in_toto"
@@ -13,22 +12,24 @@ import (
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
-// rules has in-toto's engine apply a step's or an inspection's artifact rules,
-// one side at a time, and finds out what a refusal is about.
+// rules applies a step's or an inspection's artifact rules, one side at a time,
+// and finds out what a refusal is about. Whatever met does not accept is
+// in-toto's engine's to judge.
 func (v *verifier) rules(id, name string, materials, products [][]string, src *stepLink, links map[string]in_toto.Metadata, sums map[string]*stepLink, mayBeEmpty bool) {
 	// Both sides in one go, which is all there is to it when nothing is amiss.
-	both := src != nil && !v.dead && engine(name, links, side{"materials", materials}, side{"products", products}) == nil
-	for _, sd := range []side{{"materials", materials}, {"products", products}} {
+	ins, outs := side{"materials", materials}, side{"products", products}
+	both := src != nil && !v.dead && (met(ins, src, sums) && met(outs, src, sums) || engine(name, links, ins, outs) == nil)
+	for _, sd := range []side{ins, outs} {
 		v.check(id, "in-toto specification 4.3.3, artifact rules", name, link.ErrPolicy, func() (string, error) {
 			if src == nil {
 				return "", errSkip // that there is none was said
 			}
 			if !both {
 				if err := engine(name, links, sd); err != nil {
-					return "", explain(name, sd, src, links, sums, err)
+					return "", explain(name, sd, src, sums, err)
 				}
 			}
-			if err := stray(name, sd, src, links, sums); err != nil {
+			if err := stray(name, sd, src, sums); err != nil {
 				return "", err
 			}
 			if !mayBeEmpty {
@@ -64,20 +65,20 @@ func engine(name string, links map[string]in_toto.Metadata, sides ...side) error
 // their IN names. in-toto-golang takes a prefix off where there is one and goes
 // on where there is none; in-toto's specification and its Python go by the
 // prefix. A file of the other step could so lie where the rule does not want it.
-func stray(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, sums map[string]*stepLink) error {
-	artifacts := src.side(sd.name)
+func stray(name string, sd side, src *stepLink, sums map[string]*stepLink) error {
+	q := newQueue(sd, src, sums)
 	outside := map[string][]int{} // artifact → rules that take it from outside of their prefix
 	for k, r := range sd.rules {
 		d, err := in_toto.UnpackRule(r)
 		if err != nil {
 			return err
 		}
-		prefix := cleanPrefix(d["srcPrefix"])
-		if d["type"] != "match" || prefix == "" || prefix == "./" || sums[d["dstName"]] == nil {
+		if d["type"] != "match" || d["srcPrefix"] == "" {
 			continue
 		}
-		for _, n := range candidates(d, artifacts) {
-			if !strings.HasPrefix(n, prefix) && matchReason(d, n, artifacts, sums[d["dstName"]]) == "" {
+		m := newPairing(d, q.names, sums)
+		for _, n := range q.names {
+			if !m.inside(n) && m.applies(n) && m.same(n, q.artifacts[n]) {
 				outside[n] = append(outside[n], k)
 			}
 		}
@@ -87,8 +88,7 @@ func stray(name string, sd side, src *stepLink, links map[string]in_toto.Metadat
 		groups[fmt.Sprint(ks)] = append(groups[fmt.Sprint(ks)], n)
 	}
 	for _, g := range slices.Sorted(maps.Keys(groups)) {
-		names := slices.Sorted(slices.Values(groups[g]))
-		ks := outside[names[0]]
+		ks := outside[groups[g][0]]
 		var others [][]string
 		for i, r := range sd.rules {
 			// REQUIRE speaks of the whole, not of some artifacts.
@@ -96,38 +96,19 @@ func stray(name string, sd side, src *stepLink, links map[string]in_toto.Metadat
 				others = append(others, r)
 			}
 		}
-		if n := firstRefused(name, side{sd.name, others}, src, links, names); n != "" {
-			text := strings.Join(sd.rules[ks[0]], " ")
+		q.names = groups[g]
+		if k, files := q.refuses(others); k >= 0 {
+			text, n := strings.Join(sd.rules[ks[0]], " "), files[0]
 			return &detail{rule: text, file: n, err: fmt.Errorf("%w: %q, %s, rule %q: %s is not in the directory that it names, and no other rule allows it", ErrRule, name, sd.name, text, n)}
 		}
 	}
 	return nil
 }
 
-// refused says whether the engine refuses when these are all there is. Rules
-// other than REQUIRE look at one artifact at a time.
-func refused(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, names []string) bool {
-	some := *src
-	some.materials, some.products = pick(src.materials, names), pick(src.products, names)
-	with := maps.Clone(links)
-	with[name] = &in_toto.Metablock{Signed: some.metadata()}
-	return engine(name, with, sd) != nil
-}
-
-// firstRefused returns the first of names that the engine refuses, "" if none. It
-// halves: each question costs as much as all artifacts of the other steps, and
-// who made the link chose how many files to have refused.
-func firstRefused(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, names []string) string {
-	i := sort.Search(len(names), func(i int) bool { return refused(name, sd, src, links, names[:i+1]) })
-	if i == len(names) {
-		return ""
-	}
-	return names[i]
-}
-
 // overlap refuses MATCH rules that nothing meets. in-toto lets them pass: two
 // steps without one artifact in common would count as joined.
 func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) error {
+	artifacts, names := src.side(sd.name), newQueue(sd, src, sums).names
 	for _, r := range sd.rules {
 		d, err := in_toto.UnpackRule(r)
 		if err != nil {
@@ -136,35 +117,15 @@ func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) err
 		if d["type"] != "match" {
 			continue
 		}
-		dst := sums[d["dstName"]]
-		if dst == nil {
+		m := newPairing(d, names, sums)
+		if !m.linked {
 			continue // refused for having no link
 		}
-		if !slices.ContainsFunc(candidates(d, src.side(sd.name)), func(n string) bool {
-			return strings.HasPrefix(n, strings.TrimPrefix(cleanPrefix(d["srcPrefix"]), "./")) && matchReason(d, n, src.side(sd.name), dst) == ""
-		}) {
+		if !slices.ContainsFunc(names, func(n string) bool { return m.inside(n) && m.applies(n) && m.same(n, artifacts[n]) }) {
 			return &detail{rule: strings.Join(r, " "), err: fmt.Errorf("%w: %q, %s, rule %q: no artifact meets it", ErrNoOverlap, name, sd.name, strings.Join(r, " "))}
 		}
 	}
 	return nil
-}
-
-// candidates are the names that a rule's pattern applies to.
-func candidates(d map[string]string, artifacts map[string]in_toto.HashObj) []string {
-	var out []string
-	prefix := cleanPrefix(d["srcPrefix"])
-	short := in_toto.NewSet()
-	for n := range artifacts {
-		short.Add(strings.TrimPrefix(n, prefix))
-	}
-	matched := short.Filter(path.Clean(d["pattern"]))
-	for n := range artifacts {
-		if matched.Has(strings.TrimPrefix(n, prefix)) {
-			out = append(out, n)
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 func cleanPrefix(p string) string {
@@ -174,68 +135,49 @@ func cleanPrefix(p string) string {
 	return strings.TrimSuffix(path.Clean(p), "/") + "/"
 }
 
-// matchReason says why a MATCH rule does not take an artifact; "" if it does.
-func matchReason(d map[string]string, name string, artifacts map[string]in_toto.HashObj, dst *stepLink) string {
-	if dst == nil {
-		return fmt.Sprintf("step %q has no link", d["dstName"])
+// explain says which rule refused, which artifact, and why no earlier rule took
+// it. That something is refused was the engine's to say.
+func explain(name string, sd side, src *stepLink, sums map[string]*stepLink, cause error) error {
+	k, files := newQueue(sd, src, sums).refuses(sd.rules)
+	if k < 0 || len(files) == 0 {
+		return fmt.Errorf("%w: %q, %s: %w", ErrRule, name, sd.name, cause)
 	}
-	there := path.Clean(path.Join(cleanPrefix(d["dstPrefix"]), strings.TrimPrefix(name, cleanPrefix(d["srcPrefix"]))))
-	have, ok := dst.side(d["dstType"])[there]
-	kind := strings.TrimSuffix(d["dstType"], "s")
-	if !ok {
-		return fmt.Sprintf("step %q has no %s %s", d["dstName"], kind, there)
-	}
-	if !maps.Equal(have, artifacts[name]) {
-		return fmt.Sprintf("%s %s of step %q has %s, here it is %s", kind, there, d["dstName"], digestText(have), digestText(artifacts[name]))
-	}
-	return ""
-}
-
-// explain finds the rule that refused, the artifact, and why no earlier rule
-// took it. The engine refuses; this only asks it again with less.
-func explain(name string, sd side, src *stepLink, links map[string]in_toto.Metadata, sums map[string]*stepLink, cause error) error {
-	k := 1
-	for k < len(sd.rules) && engine(name, links, side{sd.name, sd.rules[:k]}) == nil {
-		k++
-	}
-	rule := sd.rules[k-1]
-	text := strings.Join(rule, " ")
-	d, err := in_toto.UnpackRule(rule)
-	if err != nil {
-		return cause
-	}
+	text := strings.Join(sd.rules[k], " ")
 	fail := func(file, format string, args ...any) error {
 		return &detail{rule: text, file: file, err: fmt.Errorf("%w: %q, %s, rule %q: %w", ErrRule, name, sd.name, text, fmt.Errorf(format, args...))}
 	}
-	if d["type"] == "require" {
-		return fail(d["pattern"], "%s is not there", d["pattern"])
+	file, why := files[0], ""
+	if strings.EqualFold(sd.rules[k][0], "require") {
+		return fail(file, "%s is not there", file)
 	}
-	artifacts := src.side(sd.name)
-	all := candidates(d, artifacts)
-	// What an earlier REQUIRE wants is not among some of the artifacts.
-	upTo := side{sd.name, slices.DeleteFunc(slices.Clone(sd.rules[:k]), func(r []string) bool { return strings.EqualFold(r[0], "require") })}
-	file, why := firstRefused(name, upTo, src, links, all), ""
-	if file == "" {
-		return fail("", "%w", cause)
-	}
-	for _, r := range sd.rules[:k-1] {
-		if m, err := in_toto.UnpackRule(r); err == nil && m["type"] == "match" && slices.Contains(candidates(m, pick(artifacts, []string{file})), file) {
-			why = "; " + strings.Join(r, " ") + ": " + matchReason(m, file, artifacts, sums[m["dstName"]])
-			break
+	for _, r := range sd.rules[:k] {
+		if d, err := in_toto.UnpackRule(r); err == nil && d["type"] == "match" {
+			if w := matchReason(d, file, src.side(sd.name), sums); w != "" {
+				why = "; " + strings.Join(r, " ") + ": " + w
+				break
+			}
 		}
 	}
-	if i := slices.Index(all, file); i+1 < len(all) && refused(name, upTo, src, links, all[i+1:]) {
-		why += "; and others"
+	if n := len(files) - 1; n > 0 {
+		why += fmt.Sprintf("; and %d more", n)
 	}
 	return fail(file, "%s is not allowed%s", file, why)
 }
 
-func pick(m map[string]in_toto.HashObj, names []string) map[string]in_toto.HashObj {
-	out := make(map[string]in_toto.HashObj, len(names))
-	for _, n := range names {
-		if d, ok := m[n]; ok {
-			out[n] = d
-		}
+// matchReason says why a MATCH rule does not take an artifact; "" if it does, or
+// is about others.
+func matchReason(d map[string]string, name string, artifacts map[string]in_toto.HashObj, sums map[string]*stepLink) string {
+	m := newPairing(d, []string{name}, sums)
+	switch {
+	case !m.applies(name) || m.same(name, artifacts[name]):
+		return ""
+	case !m.linked:
+		return fmt.Sprintf("step %q has no link", d["dstName"])
 	}
-	return out
+	there, kind := m.other(name), strings.TrimSuffix(d["dstType"], "s")
+	have, ok := m.there[there]
+	if !ok {
+		return fmt.Sprintf("step %q has no %s %s", d["dstName"], kind, there)
+	}
+	return fmt.Sprintf("%s %s of step %q has %s, here it is %s", kind, there, d["dstName"], digestText(have), digestText(artifacts[name]))
 }

@@ -44,7 +44,7 @@ func (v *verifier) pipeline(l *Layout, depth int) *stepLink {
 	if first == nil || last == nil {
 		return nil
 	}
-	return &stepLink{step: l.Name, signer: last.signer, materials: first.materials, products: last.products, command: last.command, name: last.name}
+	return &stepLink{step: l.Name, signer: last.signer, materials: first.materials, products: last.products, command: last.command, name: last.name, inTree: first.inTree && last.inTree}
 }
 
 // edge is the name of step i, "" if there is none.
