@@ -511,6 +511,10 @@ func TestInspectionsAreOffUnlessAsked(t *testing.T) {
 	s.in.Inspect = func(in Inspection) (Inspected, error) { return Inspected{}, errors.New("no sandbox") }
 	s.refuses(t, "inspection.run", ErrInspection, link.ErrPolicy, "no sandbox")
 	s.in.Inspect = func(in Inspection) (Inspected, error) {
+		return Inspected{Products: map[string]string{"../hello": sum("the program")}}, nil
+	}
+	s.refuses(t, "inspection.run", ErrEscape, link.ErrPolicy, "../hello")
+	s.in.Inspect = func(in Inspection) (Inspected, error) {
 		return Inspected{Materials: map[string]string{"hello": sum("a trojan")}}, nil
 	}
 	s.refuses(t, "inspection.rules", ErrRule, link.ErrPolicy, "hello")
