@@ -101,7 +101,6 @@ func TestHTTPPortOff(t *testing.T) {
 
 func TestHTTPURLIsAnnounced(t *testing.T) {
 	w := newHTTPWorld(t, func(c *Config) { c.HTTPURL = "https://time.example.org/rootlink/" })
-	w.srv.logHandler = http.NotFoundHandler()
 	c := w.nodeConfig()
 	if c.GetTimestampUrls()[0] != "https://time.example.org/rootlink/tsa" || c.GetLogUrl() != "https://time.example.org/rootlink/log" {
 		t.Error(c)
