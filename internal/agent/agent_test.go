@@ -124,6 +124,7 @@ func TestRevisionsInPages(t *testing.T) {
 // TestOpenStreamRenews: a stream that stays open gets a new SVID at about half
 // of the old one's life.
 func TestOpenStreamRenews(t *testing.T) {
+	t.Parallel() // it waits, and computes little
 	s := newFakeServer(t)
 	s.svidTTL = 14 * time.Second
 	s.start()
@@ -164,6 +165,7 @@ func TestEntryDeletedEndsTheStream(t *testing.T) {
 // TestServerAwayAndBack: valid SVIDs are served without a server, and the agent
 // recovers when it returns.
 func TestServerAwayAndBack(t *testing.T) {
+	t.Parallel() // it waits, and computes little
 	s := newFakeServer(t)
 	s.svidTTL = 12 * time.Second
 	s.start()
@@ -220,6 +222,7 @@ func TestEvictedAttestsAgain(t *testing.T) {
 // TestAgentSVIDRotates: by re-attestation, with a new key, before it expires,
 // and open streams do not notice.
 func TestAgentSVIDRotates(t *testing.T) {
+	t.Parallel() // it waits, and computes little
 	s := newFakeServer(t)
 	s.agentTTL = 3 * time.Second
 	s.start()

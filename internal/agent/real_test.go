@@ -213,6 +213,7 @@ func TestRealChain(t *testing.T) {
 // TestRealRotation: the agent's SVID is renewed by attesting again, with a TPM,
 // and an open stream lives through it.
 func TestRealRotation(t *testing.T) {
+	t.Parallel() // it waits, and computes little
 	w := newRealWorld(t, func(c *server.Config) { c.AgentTTL = 6 * time.Second; c.X509TTL = 14 * time.Second })
 	r := w.agent(t)
 	id := r.waitReady()

@@ -61,6 +61,7 @@ func TestEvictedWhileAStepSigns(t *testing.T) {
 // TestEvictedAndCannotAttest: a server that is not reached a second time is
 // "later", never "no".
 func TestEvictedAndCannotAttest(t *testing.T) {
+	t.Parallel() // it waits, and computes little
 	s := newFakeServer(t)
 	s.start()
 	s.addEntry("/w", selfHash(t))
