@@ -30,7 +30,7 @@ type entryFlags struct {
 	spiffeID, parentID, hint    string
 	node, admin, downstream     bool
 	selectors, dns, federations []string
-	ttl, jwtTTL                 duration
+	ttl, jwtTTL                 cli.Duration
 	expires                     moment
 }
 
@@ -75,8 +75,8 @@ func (f *entryFlags) entry(ctx context.Context, c *cobra.Command, cl *client) (*
 	}
 	given := c.Flags().Changed
 	m.Selectors = given("selector")
-	e.X509SvidTtl, m.X509SvidTtl = f.ttl.seconds(), given("ttl")
-	e.JwtSvidTtl, m.JwtSvidTtl = f.jwtTTL.seconds(), given("jwt-ttl")
+	e.X509SvidTtl, m.X509SvidTtl = f.ttl.Seconds(), given("ttl")
+	e.JwtSvidTtl, m.JwtSvidTtl = f.jwtTTL.Seconds(), given("jwt-ttl")
 	e.ExpiresAt, m.ExpiresAt = f.expires.unix(), given("expires-at")
 	e.DnsNames, m.DnsNames = f.dns, given("dns")
 	e.FederatesWith, m.FederatesWith = f.federations, given("federates-with")

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
-	"strconv"
 	"strings"
 	"time"
 
@@ -64,44 +62,6 @@ func selectorStrings(in []*types.Selector) []string {
 	return out
 }
 
-// duration is a flag value: Go's durations, and whole days as "90d".
-type duration time.Duration
-
-func (d *duration) String() string {
-	if *d == 0 {
-		return ""
-	}
-	return time.Duration(*d).String()
-}
-
-func (d *duration) Type() string { return "duration" }
-
-func (d *duration) Set(s string) error {
-	var v time.Duration
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16)
-		if err != nil {
-			return fmt.Errorf("%q is not a number of days", s)
-		}
-		v = time.Duration(n) * 24 * time.Hour
-	} else {
-		var err error
-		if v, err = time.ParseDuration(s); err != nil {
-			return fmt.Errorf("%q is not a duration such as 90s, 1h or 30d", s)
-		}
-	}
-	if v < time.Second || v%time.Second != 0 {
-		return fmt.Errorf("%q is not a positive number of whole seconds", s)
-	}
-	if v/time.Second > math.MaxInt32 {
-		return fmt.Errorf("%q is too long", s)
-	}
-	*d = duration(v)
-	return nil
-}
-
-func (d duration) seconds() int32 { return int32(time.Duration(d) / time.Second) }
-
 // moment is a flag value: RFC 3339, or a duration from now.
 type moment struct{ time.Time }
 
@@ -119,7 +79,7 @@ func (m *moment) Set(s string) error {
 		m.Time = t
 		return nil
 	}
-	var d duration
+	var d cli.Duration
 	if err := d.Set(s); err != nil {
 		return fmt.Errorf("%q is neither a time such as 2030-01-31T00:00:00Z nor a duration from now", s)
 	}

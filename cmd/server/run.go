@@ -37,7 +37,7 @@ type runFlags struct {
 	attestationCACert, attestationCAKey             string
 	evidencePatterns, quotePCRs, pcrSelectors       []string
 	noEventLog, imaLog, refuseAKChange              bool
-	svidTTL, agentTTL, issuerTTL, caTTL, roundLimit duration
+	svidTTL, agentTTL, issuerTTL, caTTL, roundLimit cli.Duration
 	attestRate                                      float64
 	attestBurst, maxConns, maxConnsOfAddress        int
 }
@@ -73,8 +73,8 @@ func runCommand(at *location) *cobra.Command {
 	fs.BoolVar(&f.noEventLog, "no-event-log", false, "do not ask agents for the boot event log")
 	fs.BoolVar(&f.imaLog, "ima-log", false, "ask agents for the IMA log")
 	fs.BoolVar(&f.refuseAKChange, "refuse-ak-change", false, "refuse a second AK of one TPM instead of raising an alarm")
-	f.svidTTL, f.agentTTL, f.issuerTTL = duration(server.DefaultX509TTL), duration(server.DefaultAgentTTL), duration(server.MaxIssuerTTL)
-	f.caTTL, f.roundLimit = duration(server.DefaultAuthorityTTL), duration(server.DefaultRoundTimeout)
+	f.svidTTL, f.agentTTL, f.issuerTTL = cli.Duration(server.DefaultX509TTL), cli.Duration(server.DefaultAgentTTL), cli.Duration(server.MaxIssuerTTL)
+	f.caTTL, f.roundLimit = cli.Duration(server.DefaultAuthorityTTL), cli.Duration(server.DefaultRoundTimeout)
 	fs.Var(&f.svidTTL, "svid-ttl", "lifetime of SVIDs whose entry names none")
 	fs.Var(&f.agentTTL, "agent-ttl", "lifetime of agents' SVIDs")
 	fs.Var(&f.issuerTTL, "issuer-ttl", "lifetime of SVIDs that sign one build step, at most 10m")

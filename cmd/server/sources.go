@@ -17,6 +17,8 @@ import (
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
+const maxSourceFile = 64 << 10 // bytes of a file with certificates or witness keys
+
 // sourceFlags name time sources that are not the server's own. The server
 // remembers them for later exports.
 type sourceFlags struct {
@@ -41,7 +43,7 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 	if c.Flags().Changed("authorities-needed") {
 		s.AuthoritiesNeeded = &f.needed
 		if f.needed < 0 || f.needed > link.MaxTokens {
-			return nil, cli.Usage("", "--authorities-needed %d: 0 to %d", f.needed, link.MaxTokens)
+			return nil, cli.Usage("as many authorities as each signature is stamped by", "--authorities-needed %d: 0 to %d", f.needed, link.MaxTokens)
 		}
 	}
 	for _, arg := range f.chains {
@@ -49,7 +51,7 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		rest, err := cli.ReadInput(path, maxKeyFile)
+		rest, err := cli.ReadInput(path, maxSourceFile)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +68,7 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		raw, err := cli.ReadInput(path, maxKeyFile)
+		raw, err := cli.ReadInput(path, maxSourceFile)
 		if err != nil {
 			return nil, err
 		}

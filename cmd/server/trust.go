@@ -15,12 +15,11 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
-
-const maxKeyFile = 64 << 10 // bytes of a public key or certificate in PEM
 
 func trustCommand(at *location) *cobra.Command {
 	return cli.Group("trust", "What verifiers take as given", trustExport(at), trustKey(at))
@@ -29,7 +28,7 @@ func trustCommand(at *location) *cobra.Command {
 func trustExport(at *location) *cobra.Command {
 	var format, out, revocations string
 	var layoutKeys, allowTypes []string
-	var lifetime duration
+	var lifetime cli.Duration
 	var anyNode, unsigned bool
 	var sources sourceFlags
 	c := &cobra.Command{
@@ -51,7 +50,7 @@ func trustExport(at *location) *cobra.Command {
 			return cli.Usage("rootlink for `rootlink verify`, sigstore for cosign", "--format %q is neither rootlink nor sigstore", format)
 		}
 		var err error
-		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.seconds()), AnyNode: anyNode, Unsigned: unsigned}
+		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.Seconds()), AnyNode: anyNode, Unsigned: unsigned}
 		if req.Demands, err = demand(); err != nil {
 			return err
 		}
@@ -160,29 +159,15 @@ func readLayoutKey(s string) (*adminv1.LayoutKey, error) {
 		path = s
 		name = strings.TrimSuffix(filepath.Base(s), filepath.Ext(s))
 	}
-	b, err := cli.ReadInput(path, maxKeyFile)
+	pub, err := keyfile.Public(path)
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(b)
-	const hint = "give a PEM file with a PUBLIC KEY or a CERTIFICATE, such as `openssl pkey -pubout` writes"
-	if block == nil {
-		return nil, cli.Usage(hint, "%s holds no PEM", path)
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, err
 	}
-	switch block.Type {
-	case "PUBLIC KEY":
-		if _, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil {
-			return nil, cli.Usage(hint, "%s: %w", path, err)
-		}
-		return &adminv1.LayoutKey{Name: name, SpkiDer: block.Bytes}, nil
-	case "CERTIFICATE":
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, cli.Usage(hint, "%s: %w", path, err)
-		}
-		return &adminv1.LayoutKey{Name: name, SpkiDer: cert.RawSubjectPublicKeyInfo}, nil
-	}
-	return nil, cli.Usage(hint, "%s holds a %s", path, block.Type)
+	return &adminv1.LayoutKey{Name: name, SpkiDer: der}, nil
 }
 
 func joinLineCommand(at *location) *cobra.Command {

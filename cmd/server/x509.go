@@ -37,7 +37,7 @@ type mintJSON struct {
 func x509Mint(at *location) *cobra.Command {
 	var id, dir string
 	var dns []string
-	var ttl duration
+	var ttl cli.Duration
 	c := &cobra.Command{
 		Use: "mint --spiffe-id ID [--write DIR]", Short: "Make a key and an SVID for it", Args: cobra.NoArgs,
 		Long: "Make a key and an SVID for it, on an administrator's word alone. It carries no hardware evidence, so no verifier takes it for an attested one.",
@@ -67,7 +67,7 @@ func x509Mint(at *location) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := cl.svid.MintX509SVID(ctx, &svidv1.MintX509SVIDRequest{Csr: csr, Ttl: ttl.seconds()})
+		r, err := cl.svid.MintX509SVID(ctx, &svidv1.MintX509SVIDRequest{Csr: csr, Ttl: ttl.Seconds()})
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/pkg/layout"
 )
 
@@ -115,7 +116,7 @@ func (s *stepFlags) apply(l *layout.Layout) (err error) {
 	slices.Sort(st.Executables)
 	st.Executables = slices.Compact(st.Executables)
 	for _, path := range s.keys {
-		pub, err := readPublic(path)
+		pub, err := keyfile.Public(path)
 		if err != nil {
 			return err
 		}

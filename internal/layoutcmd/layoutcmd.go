@@ -3,14 +3,11 @@ package layoutcmd
 
 import (
 	"crypto"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,35 +27,6 @@ func command(clock func() time.Time, more ...*cobra.Command) *cobra.Command {
 		newCommand(clock), addStepCommand(clock), addInspectionCommand(clock), signCommand(clock), showCommand(),
 	}
 	return cli.Group("layout", "Say who must do which step of a pipeline, and sign that", append(subs, more...)...)
-}
-
-// duration is a flag that also knows days: 90d. Zero is not given.
-type duration time.Duration
-
-func (d *duration) String() string {
-	if day := 24 * time.Hour; time.Duration(*d)%day == 0 && *d != 0 {
-		return fmt.Sprintf("%dd", time.Duration(*d)/day)
-	}
-	return time.Duration(*d).String()
-}
-
-func (d *duration) Type() string { return "duration" }
-
-func (d *duration) Set(s string) error {
-	if n, ok := strings.CutSuffix(s, "d"); ok {
-		days, err := strconv.ParseUint(n, 10, 16)
-		if err != nil || days == 0 {
-			return fmt.Errorf("%q: such as 90d or 36h", s)
-		}
-		*d = duration(time.Duration(days) * 24 * time.Hour)
-		return nil
-	}
-	v, err := time.ParseDuration(s)
-	if err != nil || v <= 0 {
-		return fmt.Errorf("%q: such as 90d or 36h", s)
-	}
-	*d = duration(v)
-	return nil
 }
 
 // read returns a layout that may be unsigned: it is being made.
@@ -107,7 +75,7 @@ func write(path string, l *layout.Layout) error {
 func newCommand(clock func() time.Time) *cobra.Command {
 	var name, out, readme string
 	var serial uint64
-	life := duration(90 * 24 * time.Hour)
+	life := cli.Duration(90 * 24 * time.Hour)
 	cmd := &cobra.Command{
 		Use:     "new --name NAME [--expires 90d] [--out FILE]",
 		Short:   "Begin a layout",
@@ -146,7 +114,7 @@ func signCommand(clock func() time.Time) *cobra.Command {
 	var keys []string
 	var out, form string
 	var serial uint64
-	var life duration
+	var life cli.Duration
 	cmd := &cobra.Command{
 		Use:   "sign FILE --key PEM... [--out FILE]",
 		Short: "Sign a layout",
@@ -217,23 +185,6 @@ with the next serial.`,
 	fl.Uint64Var(&serial, "serial", 0, "number of the edition (default: as it is)")
 	fl.Var(&life, "expires", "new end, from now: 90d, 36h (default: as it is)")
 	return cmd
-}
-
-// readPublic reads a public key in PEM, or that of a certificate.
-func readPublic(path string) (crypto.PublicKey, error) {
-	raw, err := cli.ReadInput(path, 64<<10)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(raw)
-	if block == nil || strings.Contains(block.Type, "PRIVATE") {
-		return nil, cli.Fail(cli.ExitUsage, fmt.Errorf("%s is not a public key in PEM", path), "openssl pkey -in KEY -pubout")
-	}
-	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, cli.Fail(cli.ExitUsage, fmt.Errorf("%s: %w", path, err), "openssl pkey -in KEY -pubout")
-	}
-	return pub, nil
 }
 
 func showCommand() *cobra.Command {
