@@ -99,6 +99,7 @@ var groups = []group{
 	{"step", stepCosts},
 	{"verify", verifyCosts},
 	{"bundles", manyBundles},
+	{"pipeline", pipeline},
 	{"sizes", sizes},
 	{"record", recording},
 	{"trace", tracing},

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"time"
@@ -29,19 +28,11 @@ type judged struct {
 
 // trust is what the server exports now, by the key that it prints.
 func (b *bench) trust(ctx context.Context) (*link.Trust, error) {
-	export := exec.CommandContext(ctx, b.program("rootlink-server"), "trust", "export", "--out", b.path("trust.json"), "--admin-socket", b.path("admin.sock"))
-	if out, err := export.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("trust export: %w\n%s", err, out)
-	}
-	key, err := exec.CommandContext(ctx, b.program("rootlink-server"), "trust", "key", "--data-dir", b.path("server"), "--admin-socket", b.path("admin.sock")).Output()
-	if err != nil {
-		return nil, fmt.Errorf("trust key: %w", err)
-	}
-	raw, err := os.ReadFile(b.path("trust.json"))
+	raw, key, err := b.exportTrust(ctx, b.path("trust.json"))
 	if err != nil {
 		return nil, err
 	}
-	return link.OpenTrust(raw, []string{fingerprint.FindString(string(key))})
+	return link.OpenTrust(raw, []string{key})
 }
 
 var fingerprint = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
