@@ -14,7 +14,9 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -70,7 +72,7 @@ func shutIn(dir string, command []string, timeout time.Duration) (int, error) {
 	}
 	defer status.Close()
 	defer statusW.Close()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{stubArg, dir}, command...)...)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{stubArg, dir, homes()}, command...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + workDir, "LC_ALL=C.UTF-8"}
 	printed := &tail{}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.WaitDelay = printed, printed, []*os.File{statusW}, 5*time.Second
@@ -108,6 +110,24 @@ func shutIn(dir string, command []string, timeout time.Duration) (int, error) {
 	}
 	return 0, nil
 }
+
+// homes are the user's home directories, by the environment and by passwd: that
+// of a service, with its credentials, lies anywhere. Those that hold the system
+// itself, as in a container, cannot be hidden from a command that needs it.
+func homes() string {
+	var out []string
+	env, _ := os.UserHomeDir()
+	if u, err := user.Current(); err == nil {
+		out = append(out, u.HomeDir)
+	}
+	return strings.Join(slices.DeleteFunc(append(out, env), func(h string) bool {
+		return !filepath.IsAbs(h) || strings.Contains(h, ":") || slices.ContainsFunc(system, func(s string) bool {
+			return strings.HasPrefix(s+"/", strings.TrimSuffix(filepath.Clean(h), "/")+"/")
+		})
+	}), ":")
+}
+
+var system = []string{"/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/dev", "/proc"}
 
 // tail keeps the beginning of what is printed.
 type tail struct{ buf bytes.Buffer }

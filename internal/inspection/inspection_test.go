@@ -121,3 +121,36 @@ func TestRefusesTwoArtifactsOfOneName(t *testing.T) {
 		t.Error("accepted")
 	}
 }
+
+// A service's home, with what it logs in by, need not lie below /home.
+func TestRefusesToShowAHomeThatLiesElsewhere(t *testing.T) {
+	var home string
+	for _, place := range []string{"/var/lib", "/opt", "."} {
+		dir, err := os.MkdirTemp(place, "rootlink-home-")
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		if home, err = filepath.Abs(dir); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	if home == "" {
+		t.Skip("no place for a home outside of those that are hidden anyway")
+	}
+	secret := filepath.Join(home, "credentials")
+	if err := os.WriteFile(secret, []byte("s3cret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HOME", home)
+	if out, err := Run(shell("test -e "+secret+" && exit 7; exit 0"), nil, Timeout); err != nil || out.ExitCode != 0 {
+		t.Error(out, err)
+	}
+	for _, all := range []string{"/", "/usr", ""} {
+		t.Setenv("HOME", all)
+		if out, err := Run(shell("exit 0"), nil, Timeout); err != nil || out.ExitCode != 0 {
+			t.Errorf("HOME=%q: %v, %v", all, out, err)
+		}
+	}
+}

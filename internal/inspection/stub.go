@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,11 +24,11 @@ const workDir = "/tmp/work"
 func IsStub() bool { return len(os.Args) > 1 && os.Args[1] == stubArg }
 
 // RunStub shuts itself in and becomes the command: `rootlink __inspect DIR
-// COMMAND…`. It never returns. It is alone in its namespaces, where it has all
+// HOMES COMMAND…`. It never returns. It is alone in its namespaces, where it has all
 // privileges until it gives them up.
 func RunStub() {
 	runtime.LockOSThread()
-	if len(os.Args) < 4 {
+	if len(os.Args) < 5 {
 		os.Stderr.WriteString("error: " + stubArg + " is how rootlink starts an inspection; it is not for people\n")
 		os.Exit(125)
 	}
@@ -39,14 +40,14 @@ func RunStub() {
 	if os.Getpid() != 1 {
 		fail("namespaces", fmt.Errorf("not the first process of its own"))
 	}
-	if what, err := closeDoors(os.Args[2]); err != nil {
+	if what, err := closeDoors(os.Args[2], strings.Split(os.Args[3], ":")); err != nil {
 		fail(what, err)
 	}
-	path, err := exec.LookPath(os.Args[3])
+	path, err := exec.LookPath(os.Args[4])
 	if err != nil {
 		fail("exec", err)
 	}
-	fail("exec", unix.Exec(path, os.Args[3:], os.Environ()))
+	fail("exec", unix.Exec(path, os.Args[4:], os.Environ()))
 }
 
 // hidden are places of users and services. What is not there hides nothing.
@@ -54,7 +55,7 @@ var hidden = []string{"/root", "/home", "/run", "/var/run", "/var/tmp", "/dev/sh
 
 // closeDoors makes all that can be seen read-only, hides what is somebody's, and
 // gives up every privilege. What fails is named.
-func closeDoors(dir string) (string, error) {
+func closeDoors(dir string, homes []string) (string, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return "mounts", err
 	}
@@ -78,7 +79,10 @@ func closeDoors(dir string) (string, error) {
 	if err := hide("/tmp", "size=1g,nr_inodes=200000,mode=1777"); err != nil {
 		return "/tmp", err
 	}
-	for _, p := range hidden {
+	for _, p := range append(hidden, homes...) {
+		if p == "" {
+			continue
+		}
 		if err := hide(p, "size=64k,nr_inodes=8,mode=0755"); err != nil {
 			return p, err
 		}
