@@ -249,6 +249,9 @@ func authorities(n int) string {
 }
 
 // summary is T in words.
+// Summary says in a few words who attests the time.
+func (t *LinkTime) Summary() string { return t.summary() }
+
 func (t *LinkTime) summary() string {
 	if !t.Attested {
 		return "the verifier's own clock: no time is attested"
@@ -277,21 +280,21 @@ func (s TimeSource) who() string {
 }
 
 // tree shows when the link was signed and who says so, above what was signed.
-func (t *LinkTime) tree(top *node) {
+func (t *LinkTime) tree(top *Tree) {
 	head := "signed  at a time that nobody attests: judged by the verifier's own clock, " + stamp(t.At)
 	if t.Attested {
 		head = "signed  " + stamp(t.At) + "  " + t.summary()
 	}
-	n := top.add(head)
+	n := top.Add(head)
 	for _, s := range t.Sources {
-		n.add(stamp(s.Time) + "  " + Clean(s.who()) + operatorNote(s.Operator, s.SameOperator) + notCounted(s.Counted, s.Why))
+		n.Add(stamp(s.Time) + "  " + Clean(s.who()) + operatorNote(s.Operator, s.SameOperator) + notCounted(s.Counted, s.Why))
 	}
 	for _, l := range t.Logs {
 		where := fmt.Sprintf("log %s  entry %d", Clean(l.Log), l.Index)
 		if l.Size > 0 {
 			where += fmt.Sprintf(" of %d", l.Size)
 		}
-		n.add(where + ", " + loggedName(l.Of) + operatorNote(l.Operator, l.SameOperator) + notCounted(l.Counted, l.Why))
+		n.Add(where + ", " + loggedName(l.Of) + operatorNote(l.Operator, l.SameOperator) + notCounted(l.Counted, l.Why))
 	}
 }
 

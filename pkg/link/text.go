@@ -58,7 +58,7 @@ func (r *Result) text(verbose bool) string {
 	if !r.AsIf.IsZero() {
 		fmt.Fprintf(&b, "AS IF IT WERE %s, as was asked: this says nothing of the present.\n", stamp(r.AsIf))
 	}
-	fmt.Fprintf(&b, "%s\n", r.Trust.signedBy())
+	fmt.Fprintf(&b, "%s\n", r.Trust.SignedByText())
 	if len(r.Artifacts) == 0 && verified {
 		b.WriteString("No artifact was given: nothing was compared with the link's products.\n")
 	}
@@ -72,8 +72,8 @@ func (r *Result) text(verbose bool) string {
 	return b.String()
 }
 
-// signedBy says whose trust.json it is.
-func (t TrustInfo) signedBy() string {
+// SignedByText says whose trust.json it is.
+func (t TrustInfo) SignedByText() string {
 	switch {
 	case len(t.SignedBy) == 0:
 		return "trust.json was not read from a signed file."
@@ -132,20 +132,31 @@ func (r *Result) headline() string {
 	return head
 }
 
-// node is one line of the tree with further lines under it.
-type node struct {
+// Tree is one line with further lines under it.
+type Tree struct {
 	text  string
 	notes []string
-	kids  []*node
+	kids  []*Tree
 }
 
-func (n *node) add(text string, notes ...string) *node {
-	kid := &node{text: text, notes: notes}
+// NewTree starts a tree. What is not our own text has to be cleaned before.
+func NewTree(text string, notes ...string) *Tree { return &Tree{text: text, notes: notes} }
+
+// Add puts a line under n and returns it.
+func (n *Tree) Add(text string, notes ...string) *Tree {
+	kid := NewTree(text, notes...)
 	n.kids = append(n.kids, kid)
 	return kid
 }
 
-func (n *node) print(b *strings.Builder, first, rest string) {
+// String draws the tree.
+func (n *Tree) String() string {
+	var b strings.Builder
+	n.print(&b, "", "")
+	return b.String()
+}
+
+func (n *Tree) print(b *strings.Builder, first, rest string) {
 	fmt.Fprintf(b, "%s%s\n", first, n.text)
 	for _, note := range n.notes {
 		bar := "    "
@@ -165,8 +176,8 @@ func (n *node) print(b *strings.Builder, first, rest string) {
 
 // tree is the chain: artifact ← link ← SVID ← programs, quote ← AK ← EK ← maker.
 // It ends where the first cryptographic check failed.
-func (l *LinkResult) tree(r *Result) *node {
-	top := &node{text: Clean(l.Name)}
+func (l *LinkResult) tree(r *Result) *Tree {
+	top := &Tree{text: Clean(l.Name)}
 	for _, a := range r.Artifacts {
 		for _, m := range a.Matches {
 			if m.Link == l.Name {
@@ -174,7 +185,7 @@ func (l *LinkResult) tree(r *Result) *node {
 				if m.Files > 0 {
 					how = count(m.Files, "file") + ", one by one"
 				}
-				top = &node{text: Clean(a.Name) + "  " + how, kids: []*node{top}}
+				top = &Tree{text: Clean(a.Name) + "  " + how, kids: []*Tree{top}}
 			}
 		}
 	}
@@ -205,27 +216,37 @@ func (l *LinkResult) tree(r *Result) *node {
 	leaf.notes = append(leaf.notes, strings.Join(facts, ", "))
 	leaf.notes = append(leaf.notes, l.ranNotes()...)
 	l.Time.tree(leaf)
-	svid := leaf.add("SVID "+Clean(c.SVID.SPIFFEID)+"  key "+short(c.SVID.KeySHA256),
+	svid := leaf.Add("SVID "+Clean(c.SVID.SPIFFEID)+"  key "+short(c.SVID.KeySHA256),
 		"valid "+stamp(c.SVID.NotBefore)+" to "+stamp(c.SVID.NotAfter), "issued by "+Clean(c.SVID.Authority))
 	if c.Quote == nil {
-		svid.add("NO HARDWARE EVIDENCE")
+		svid.Add("NO HARDWARE EVIDENCE")
 		return top
 	}
 	if p := c.Programs; p != nil {
 		for _, t := range p.Tools {
-			svid.add("tool      " + Clean(t))
+			svid.Add("tool      " + Clean(t))
 		}
 		if p.RecorderProtected {
-			svid.add("recorder  " + Clean(p.Recorder) + "  protected")
+			svid.Add("recorder  " + Clean(p.Recorder) + "  protected")
 		} else {
-			svid.add("recorder  "+Clean(p.Recorder)+"  UNPROTECTED", "an unprotected recorder: any process of its user could have spoken in its name")
+			svid.Add("recorder  "+Clean(p.Recorder)+"  UNPROTECTED", "an unprotected recorder: any process of its user could have spoken in its name")
 		}
 	}
 	l.hardware(svid)
 	return top
 }
 
-func (l *LinkResult) hardware(svid *node) {
+// Hardware adds the way from a link's quote to the TPM's maker, if it was
+// established, and says whether it was.
+func (l *LinkResult) Hardware(under *Tree) bool {
+	if c := l.Chain; c.Quote == nil || c.AK == nil || c.EK == nil {
+		return false
+	}
+	l.hardware(under)
+	return true
+}
+
+func (l *LinkResult) hardware(svid *Tree) {
 	c := l.Chain
 	q := c.Quote
 	policy := "boot state NOT JUDGED by a PCR policy"
@@ -238,21 +259,21 @@ func (l *LinkResult) hardware(svid *node) {
 	if q.SecureBoot != nil {
 		notes = append(notes, fmt.Sprintf("Secure Boot on: %t (event log replayed)", *q.SecureBoot))
 	}
-	quote := svid.add(fmt.Sprintf("quote of %s at %s, reset %d, restart %d", pcrList(q.PCRs), stamp(q.NonceTime), q.ResetCount, q.RestartCount), notes...)
+	quote := svid.Add(fmt.Sprintf("quote of %s at %s, reset %d, restart %d", pcrList(q.PCRs), stamp(q.NonceTime), q.ResetCount, q.RestartCount), notes...)
 	software := ""
 	if c.AK.Software {
 		software = "SOFTWARE TPM, proves no hardware: "
 	}
-	ak := quote.add("AK "+c.AK.Name, software+"maker "+Clean(c.AK.Manufacturer)+", firmware "+Clean(c.AK.Firmware), "certified by "+Clean(c.AK.CertifiedBy))
+	ak := quote.Add("AK "+c.AK.Name, software+"maker "+Clean(c.AK.Manufacturer)+", firmware "+Clean(c.AK.Firmware), "certified by "+Clean(c.AK.CertifiedBy))
 	host := ""
 	if c.EK.Host != "" {
 		host = "  " + hostName(c.EK.Host, c.EK.SHA256)
 	}
-	ek := ak.add("EK " + c.EK.SHA256 + host)
+	ek := ak.Add("EK " + c.EK.SHA256 + host)
 	if c.Maker != nil {
-		ek.add("maker's root " + Clean(c.Maker.Subject) + "  " + short(c.Maker.SHA256))
+		ek.Add("maker's root " + Clean(c.Maker.Subject) + "  " + short(c.Maker.SHA256))
 	} else {
-		ek.add("ON THE ALLOW-LIST of trust.json, no maker's root")
+		ek.Add("ON THE ALLOW-LIST of trust.json, no maker's root")
 	}
 }
 
