@@ -4,9 +4,6 @@ package keyfile
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -42,7 +39,7 @@ func Private(path string) (crypto.Signer, error) {
 		return nil, cli.Usage(makeKey, "%s: %w", path, err)
 	}
 	signer, ok := key.(crypto.Signer)
-	if !ok || !usable(signer.Public()) {
+	if !ok || envelope.CheckKey(signer.Public()) != nil {
 		return nil, cli.Usage(makeKey, "%s: %w", path, envelope.ErrKey)
 	}
 	return signer, nil
@@ -70,8 +67,8 @@ func Public(path string) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, cli.Usage(hint, "%s: %w", path, err)
 	}
-	if !usable(pub) {
-		return nil, cli.Usage(hint, "%s: %w", path, envelope.ErrKey)
+	if err := envelope.CheckKey(pub); err != nil {
+		return nil, cli.Usage(hint, "%s: %w", path, err)
 	}
 	return pub, nil
 }
@@ -107,16 +104,6 @@ func read(path string) (*pem.Block, error) {
 }
 
 var errNoPEM = errors.New("no PEM block in it")
-
-func usable(pub crypto.PublicKey) bool {
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		return pub.Curve == elliptic.P256()
-	case ed25519.PublicKey:
-		return true
-	}
-	return false
-}
 
 // Marshal writes a private key as PKCS #8 in PEM.
 func Marshal(key crypto.Signer) ([]byte, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/keyfile"
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/layout"
 )
 
@@ -169,7 +170,7 @@ with the next serial.`,
 				return err
 			}
 			for _, s := range signers {
-				fp, err := layout.Fingerprint(s.Public())
+				fp, err := envelope.Fingerprint(s.Public())
 				if err != nil {
 					return err
 				}

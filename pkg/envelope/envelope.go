@@ -6,14 +6,7 @@ package envelope
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,17 +64,6 @@ type signature struct {
 	sig   []byte
 }
 
-// Fingerprint is how a key is named: the lower-case hex SHA-256 of its
-// SubjectPublicKeyInfo.
-func Fingerprint(pub crypto.PublicKey) (string, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrKey, err)
-	}
-	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:]), nil
-}
-
 // Sign puts payload in an envelope signed by every key.
 func Sign(payloadType string, payload []byte, keys ...crypto.Signer) ([]byte, error) {
 	if len(keys) == 0 || len(keys) > MaxSignatures {
@@ -94,11 +76,11 @@ func Sign(payloadType string, payload []byte, keys ...crypto.Signer) ([]byte, er
 		if err != nil {
 			return nil, err
 		}
-		sig, err := sign(k, pae)
+		sig, err := SignMessage(k, pae)
 		if err != nil {
 			return nil, err
 		}
-		if !verify(k.Public(), pae, sig) {
+		if !VerifyMessage(k.Public(), pae, sig) {
 			return nil, fmt.Errorf("%w by the signer itself", ErrBadSignature)
 		}
 		w.Signatures = append(w.Signatures, wireSignature{KeyID: id, Sig: base64.StdEncoding.EncodeToString(sig)})
@@ -108,30 +90,6 @@ func Sign(payloadType string, payload []byte, keys ...crypto.Signer) ([]byte, er
 		return nil, err
 	}
 	return append(b, '\n'), nil
-}
-
-func sign(k crypto.Signer, pae []byte) ([]byte, error) {
-	switch pub := k.Public().(type) {
-	case ed25519.PublicKey:
-		return k.Sign(rand.Reader, pae, crypto.Hash(0))
-	case *ecdsa.PublicKey:
-		if pub.Curve == elliptic.P256() {
-			sum := sha256.Sum256(pae)
-			return k.Sign(rand.Reader, sum[:], crypto.SHA256)
-		}
-	}
-	return nil, ErrKey
-}
-
-func verify(pub crypto.PublicKey, pae, sig []byte) bool {
-	switch pub := pub.(type) {
-	case ed25519.PublicKey:
-		return len(pub) == ed25519.PublicKeySize && ed25519.Verify(pub, pae, sig)
-	case *ecdsa.PublicKey:
-		sum := sha256.Sum256(pae)
-		return pub.Curve == elliptic.P256() && ecdsa.VerifyASN1(pub, sum[:], sig)
-	}
-	return false
 }
 
 // Open reads an envelope whose payload has at most limit bytes.
@@ -191,7 +149,7 @@ func (e *Envelope) Verify(keys []crypto.PublicKey) ([]string, error) {
 			return nil, err
 		}
 		for _, s := range e.signatures {
-			ok := verify(pub, pae, s.sig)
+			ok := VerifyMessage(pub, pae, s.sig)
 			if !ok && s.keyID == id {
 				return nil, fmt.Errorf("%w by key %s", ErrBadSignature, id)
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -50,7 +51,7 @@ func (v *verifier) verifyClassic(in NamedFile) (string, error) {
 			return "", about(err)
 		}
 		for _, sig := range sigs {
-			if l.signer == "" && verifyMessage(pub, message, sig.sig) {
+			if l.signer == "" && envelope.VerifyMessage(pub, message, sig.sig) {
 				l.signer = "key:" + id
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -194,7 +195,7 @@ func (f *File) Open(keys []crypto.PublicKey) (*Layout, []int, error) {
 	var by []int
 	for i, k := range keys {
 		for _, s := range f.sigs {
-			if verifyMessage(k, f.message, s.sig) {
+			if envelope.VerifyMessage(k, f.message, s.sig) {
 				by = append(by, i)
 				break
 			}
@@ -241,9 +242,9 @@ func Sign(l *Layout, form string, keys ...crypto.Signer) ([]byte, error) {
 	return raw, nil
 }
 
-// envelope is DSSE's; securesystemslib's type has the fields in another order,
+// wireEnvelope is DSSE's; securesystemslib's type has the fields in another order,
 // which is all the same to a reader.
-type envelope struct {
+type wireEnvelope struct {
 	PayloadType string           `json:"payloadType"`
 	Payload     string           `json:"payload"`
 	Signatures  []dsse.Signature `json:"signatures"`
@@ -254,13 +255,13 @@ func signDSSE(w any, keys []crypto.Signer) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := envelope{PayloadType: in_toto.PayloadType, Payload: base64.StdEncoding.EncodeToString(payload)}
+	e := wireEnvelope{PayloadType: in_toto.PayloadType, Payload: base64.StdEncoding.EncodeToString(payload)}
 	for _, k := range keys {
 		id, err := NewKey(k.Public())
 		if err != nil {
 			return nil, err
 		}
-		sig, err := signMessage(k, dsse.PAE(in_toto.PayloadType, payload))
+		sig, err := envelope.SignMessage(k, dsse.PAE(in_toto.PayloadType, payload))
 		if err != nil {
 			return nil, err
 		}
@@ -281,7 +282,7 @@ func signMetablock(w any, keys []crypto.Signer) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		sig, err := signMessage(k, message)
+		sig, err := envelope.SignMessage(k, message)
 		if err != nil {
 			return nil, err
 		}

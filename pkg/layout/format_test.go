@@ -14,6 +14,7 @@ import (
 	"github.com/in-toto/in-toto-golang/in_toto"
 
 	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -235,7 +236,7 @@ func TestRefusesEnvelopesThatTwoReadersReadDifferently(t *testing.T) {
 		}
 	}
 	// A signature of another payload type over the same bytes.
-	var e envelope
+	var e wireEnvelope
 	if err := json.Unmarshal(raw, &e); err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +244,7 @@ func TestRefusesEnvelopesThatTwoReadersReadDifferently(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := signMessage(s.keys[0], payload) // without DSSE's encoding
+	sig, err := envelope.SignMessage(s.keys[0], payload) // without DSSE's encoding
 	if err != nil {
 		t.Fatal(err)
 	}

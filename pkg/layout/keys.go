@@ -3,18 +3,15 @@ package layout
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-	"fmt"
 	"reflect"
 
 	"github.com/in-toto/in-toto-golang/in_toto"
+
+	"github.com/rootlink/rootlink/pkg/envelope"
 )
 
 // NewKey returns a public key, ECDSA P-256 or Ed25519, in in-toto's form. Its
@@ -38,15 +35,10 @@ func publicPEM(pub crypto.PublicKey) ([]byte, error) {
 }
 
 func supported(pub crypto.PublicKey) error {
-	switch k := pub.(type) {
-	case *ecdsa.PublicKey:
-		if k.Curve == elliptic.P256() {
-			return nil
-		}
-	case ed25519.PublicKey:
-		return nil
+	if err := envelope.CheckKey(pub); err != nil {
+		return malformed("%w", err)
 	}
-	return malformed("a key that is neither ECDSA P-256 nor Ed25519")
+	return nil
 }
 
 // publicKey is the way back. Fields that say the same twice must agree: the
@@ -91,39 +83,4 @@ func checkKey(id string, k in_toto.Key) error {
 		return malformed("it is not in in-toto's own form, with ID %s", want.KeyID)
 	}
 	return nil
-}
-
-// signMessage signs what DSSE and in-toto's Metablock sign: the message itself
-// for Ed25519, its SHA-256 for ECDSA.
-func signMessage(key crypto.Signer, message []byte) ([]byte, error) {
-	if err := supported(key.Public()); err != nil {
-		return nil, err
-	}
-	if _, ok := key.Public().(ed25519.PublicKey); ok {
-		return key.Sign(rand.Reader, message, crypto.Hash(0))
-	}
-	sum := sha256.Sum256(message)
-	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
-}
-
-func verifyMessage(pub crypto.PublicKey, message, sig []byte) bool {
-	switch k := pub.(type) {
-	case *ecdsa.PublicKey:
-		sum := sha256.Sum256(message)
-		return k.Curve == elliptic.P256() && ecdsa.VerifyASN1(k, sum[:], sig)
-	case ed25519.PublicKey:
-		return len(k) == ed25519.PublicKeySize && ed25519.Verify(k, message, sig)
-	}
-	return false
-}
-
-// Fingerprint is how this project names a key to people: the lower-case hex
-// SHA-256 of its SubjectPublicKeyInfo.
-func Fingerprint(pub crypto.PublicKey) (string, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return "", fmt.Errorf("fingerprint: %w", err)
-	}
-	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:]), nil
 }
