@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
@@ -120,6 +121,7 @@ type contents struct {
 	links       []link.LinkInput
 	artifacts   []link.Artifact
 	checkpoints []link.SeenCheckpoint
+	results     []link.LinkResult
 	layout      *Pipeline
 }
 
@@ -135,7 +137,7 @@ func (o *verifyOptions) collect(cmd *cobra.Command, q *question) (*contents, err
 			fmt.Fprint(cmd.ErrOrStderr(), p.Result.Text())
 			return nil, pipelineOutcome(p.Result, verdict)
 		}
-		return &contents{p.Trust, doc, p.Input.Links, p.Input.Artifacts, p.Result.Checkpoints, p}, nil
+		return &contents{p.Trust, doc, p.Input.Links, p.Input.Artifacts, p.Result.Checkpoints, p.Result.Links, p}, nil
 	}
 	j, verdict := judgeLinks(o, q)
 	if j == nil {
@@ -145,7 +147,7 @@ func (o *verifyOptions) collect(cmd *cobra.Command, q *question) (*contents, err
 		fmt.Fprint(cmd.ErrOrStderr(), j.Result.Text())
 		return nil, outcome(j.Result, verdict)
 	}
-	return &contents{j.Trust, j.doc, j.Input.Links, j.Input.Artifacts, j.Result.Checkpoints, nil}, nil
+	return &contents{j.Trust, j.doc, j.Input.Links, j.Input.Artifacts, j.Result.Checkpoints, j.Result.Links, nil}, nil
 }
 
 func (c *contents) build(o *verifyOptions, q *question) (*archive.Archive, error) {
@@ -178,8 +180,10 @@ func (c *contents) build(o *verifyOptions, q *question) (*archive.Archive, error
 		for _, p := range l.LogProofs {
 			add(archive.RoleLogProof, proof, p)
 		}
-		for name, cp := range checkpointsIn(l.Bundle, c.checkpoints) {
-			add(archive.RoleCheckpoint, name, cp)
+	}
+	for _, cp := range c.checkpoints {
+		if signed := c.signedForm(cp); signed != nil {
+			add(archive.RoleCheckpoint, checkpointName(cp), signed)
 		}
 	}
 	if p := c.layout; p != nil {
@@ -223,23 +227,45 @@ func namesBeside(raw []byte) (eventLog, proof string) {
 	return eventLog, stamping.ProofName(e.AKCert)
 }
 
-// checkpointsIn finds in a bundle the signed form of the largest trees that were
-// verified. Who keeps them can later ask each log to prove that it only grew.
-func checkpointsIn(raw []byte, largest []link.SeenCheckpoint) map[string][]byte {
-	out := map[string][]byte{}
-	b, err := link.ParseBundle(raw)
-	if err != nil {
-		return out
+func checkpointName(c link.SeenCheckpoint) string {
+	return fmt.Sprintf("%s-%d.checkpoint", c.Origin, c.Size)
+}
+
+// signedForm finds the signed form of a tree that was verified, in what showed
+// it: a bundle, a proof beside one, or trust.json. Who keeps it can later ask the
+// log to prove that it only grew.
+func (c *contents) signedForm(want link.SeenCheckpoint) []byte {
+	is := func(e *rekorv1.TransparencyLogEntry) []byte {
+		signed := []byte(e.GetInclusionProof().GetCheckpoint().GetEnvelope())
+		if tlog.UnverifiedOrigin(signed) != want.Origin || e.GetInclusionProof().GetTreeSize() != int64(want.Size) {
+			return nil
+		}
+		return signed
 	}
-	for _, e := range b.LogEntries() {
-		signed := e.GetInclusionProof().GetCheckpoint().GetEnvelope()
-		for _, s := range largest {
-			if tlog.UnverifiedOrigin([]byte(signed)) == s.Origin && e.GetInclusionProof().GetTreeSize() == int64(s.Size) {
-				out[fmt.Sprintf("%s-%d.checkpoint", s.Origin, s.Size)] = []byte(signed)
+	for _, l := range c.links {
+		if b, err := link.ParseBundle(l.Bundle); err == nil {
+			for _, e := range b.LogEntries() {
+				if signed := is(e); signed != nil {
+					return signed
+				}
 			}
 		}
 	}
-	return out
+	proofs := make([][]byte, 0, len(c.trust.File().LogProofs))
+	for _, p := range c.trust.File().LogProofs {
+		proofs = append(proofs, p)
+	}
+	for _, l := range c.links {
+		proofs = append(proofs, l.LogProofs...)
+	}
+	for _, p := range proofs {
+		if e, err := tlog.ParseEntry(p); err == nil {
+			if signed := is(e); signed != nil {
+				return signed
+			}
+		}
+	}
+	return nil
 }
 
 // stampArchive gets the archive's own token, and one that its readers will take.
@@ -362,17 +388,34 @@ func lacking(a *archive.Archive, c *contents) (out []lack) {
 	if len(a.Manifest.Artifacts) == 0 {
 		say(false, "", "no digest of an artifact: a later verifier must have the artifact itself")
 	}
+	for _, cp := range c.checkpoints {
+		if _, ok := a.Find(archive.RoleCheckpoint, checkpointName(cp)); !ok {
+			say(false, "", "no checkpoint of log %s at size %d: the log cannot be asked to prove that it only grew since", cp.Origin, cp.Size)
+		}
+	}
+	if len(c.trust.TrustedRoot().Logs) > 0 && len(c.trust.File().LogProofs) == 0 {
+		say(false, "", "no log proofs of the SVID authorities and attestation CAs in trust.json: one that was made in secret would not show")
+	}
+	attested := map[string]bool{}
+	for i := range c.results {
+		attested[c.results[i].Name] = c.results[i].Time.Attested
+	}
 	for _, l := range c.links {
 		b, err := link.ParseBundle(l.Bundle)
 		if err != nil {
 			continue // it was verified a moment ago
 		}
 		eventLog, proof := namesBeside(l.Bundle)
-		if len(b.Timestamps()) == 0 {
-			say(true, l.Name, "no timestamp: it verifies only until its SVID ends (%s)", b.UnverifiedCertificate().NotAfter.Format(time.RFC3339))
+		if at, judged := attested[l.Name]; judged && !at {
+			say(true, l.Name, "no attested time: it verifies only until its SVID ends (%s)", b.UnverifiedCertificate().NotAfter.Format(time.RFC3339))
 		}
 		if len(b.LogEntries()) == 0 {
 			say(false, l.Name, "no entry of a transparency log")
+		}
+		if p := policyCited(b); p != nil && !slices.ContainsFunc(c.trust.File().PCRPolicies, func(q link.PCRPolicy) bool {
+			return q.Name == p.Name && q.Revision == p.Revision
+		}) {
+			say(false, l.Name, "PCR policy %s revision %d, which the server says was met, is not in trust.json: what it asked cannot be seen", p.Name, p.Revision)
 		}
 		if _, ok := a.Find(archive.RoleEventLog, eventLog); eventLog != "" && !ok {
 			say(false, l.Name, "no boot event log %s: PCR values cannot be explained, only compared", eventLog)
@@ -382,4 +425,13 @@ func lacking(a *archive.Archive, c *contents) (out []lack) {
 		}
 	}
 	return out
+}
+
+// policyCited is the PCR policy that the server says it matched, nil for none.
+func policyCited(b *link.Bundle) *attest.PolicyRef {
+	e, err := attest.FromCertificate(b.UnverifiedCertificate())
+	if err != nil {
+		return nil
+	}
+	return e.Policy
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/archive"
+	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 )
 
@@ -19,7 +20,8 @@ import (
 type unpacked struct {
 	*fetched
 	*archive.Archive
-	at time.Time // by the archive's token; zero: it has none, or a newer trust.json decides
+	at      time.Time // at which trust.json is judged, by the archive's token; zero: now
+	stamped time.Time // by the archive's token; zero: it has none, or of somebody unknown
 	// notes are what whoever verifies must know of a verdict that rests on what
 	// the archive says of itself.
 	notes []string
@@ -159,21 +161,36 @@ func (u *unpacked) date(o *verifyOptions, clock time.Time) error {
 		return err // or a file of the archive is called so, and would be our memory
 	}
 	o.state, o.pipeline.state = filepath.Join(dir, "trust.json"), filepath.Join(dir, "layouts.json")
-	if clock.Before(trust.Expires()) {
-		return nil
-	}
-	if u.Token() == nil {
+	expired := !clock.Before(trust.Expires())
+	switch v, err := u.stampedAt(trust); {
+	case err == nil:
+		u.stamped = v
+	case errors.Is(err, errNoToken) && expired:
 		return cli.Fail(cli.ExitPolicy, fmt.Errorf("not verified: trust.json in %s expired at %s, and no token shows that the archive was made before", o.archive, trust.Expires().Format(time.RFC3339)),
 			"lay a newer trust.json beside it: --trust FILE")
+	case errors.Is(err, errNoToken):
+	case errors.Is(err, timestamp.ErrUnknownAuthority) && !expired:
+		u.notes = append(u.notes, "the archive's token is of an authority that trust.json does not name, and counts for nothing")
+	default:
+		return cli.Fail(cli.ExitCrypto, fmt.Errorf("not verified: the archive's token: %w", err), "get the archive again from where it was kept")
+	}
+	if expired {
+		u.at = u.stamped
+	}
+	return nil
+}
+
+var errNoToken = errors.New("the archive has no token")
+
+// token is the time that the archive's token attests.
+func (u *unpacked) stampedAt(trust *link.Trust) (time.Time, error) {
+	if u.Token() == nil {
+		return time.Time{}, errNoToken
 	}
 	token, err := timestamp.Parse(u.Token())
 	if err != nil {
-		return cli.Fail(cli.ExitCrypto, fmt.Errorf("not verified: the archive's token: %w", err), "get the archive again from where it was kept")
+		return time.Time{}, err
 	}
 	v, err := token.Verify(u.Stamped(), trust.TrustedRoot().Timestamps)
-	if err != nil {
-		return cli.Fail(cli.ExitCrypto, fmt.Errorf("not verified: the archive's token: %w", err), "get the archive again from where it was kept")
-	}
-	u.at = v.Time
-	return nil
+	return v.Time, err
 }

@@ -13,6 +13,7 @@ type question struct {
 	// now is the time to judge at; present is the real one when another was
 	// asked for.
 	now, present, notBefore time.Time
+	archived                time.Time // when the archive was made, as its token shows
 	wantType                string
 	placed                  *fetched // files that were fetched or unpacked
 	args                    []string // bundles and artifacts
@@ -33,7 +34,7 @@ func (o *verifyOptions) prepare(ctx context.Context, clock time.Time, args []str
 		if u, q.args, err = o.unpack(clock, args); err != nil {
 			return nil, err
 		}
-		q.placed, q.notes = u.fetched, u.notes
+		q.placed, q.notes, q.archived = u.fetched, u.notes, u.stamped
 	}
 	if q.notBefore, err = o.check(q.args); err != nil {
 		return nil, err

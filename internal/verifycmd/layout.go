@@ -125,7 +125,7 @@ func judgePipeline(o *verifyOptions, q *question) (*Pipeline, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	in.NotBefore, in.Clock = q.notBefore, q.present
+	in.NotBefore, in.Clock, in.ArchivedAt = q.notBefore, q.present, q.archived
 	q.placed.rename(in.Links)
 	in.Artifacts = q.placed.orArchived(in.Artifacts)
 	state, err := openState(o.state, trust)

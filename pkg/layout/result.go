@@ -34,6 +34,9 @@ type Input struct {
 	// Clock is the present when Verify is to judge as if it were another time,
 	// which is its now. Zero: now is the present.
 	Clock time.Time
+	// ArchivedAt is when layout and links were put into an archive, as its
+	// timestamp shows: a layout that was in force then may have expired since.
+	ArchivedAt time.Time
 	// Checkpoints are link.Input's: the trees that logs have shown before.
 	Checkpoints []link.SeenCheckpoint
 	// Inspect runs an inspection in a place of its own that holds the

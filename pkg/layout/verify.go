@@ -225,6 +225,11 @@ func (v *verifier) open(file string, f *File, keys []crypto.PublicKey, names []s
 		if v.now.Before(l.Issued.Add(-link.MaxClockSkew)) {
 			return "", fmt.Errorf("layout %q is %w: issued at %s, it is %s", l.Name, link.ErrNotYetValid, stamp(l.Issued), stamp(v.now))
 		}
+		// An archive outlives its layout: what counts is that it was in force when
+		// it was laid down, which a token over the archive shows.
+		if at := v.in.ArchivedAt; !at.IsZero() && at.Before(l.Expires) && !v.now.Before(l.Expires) {
+			return fmt.Sprintf("expired at %s, in force when it was archived at %s", stamp(l.Expires), stamp(at)), nil
+		}
 		if !v.now.Before(l.Expires) {
 			return "", fmt.Errorf("%w: %q at %s, it is %s", ErrExpired, l.Name, stamp(l.Expires), stamp(v.now))
 		}

@@ -124,6 +124,22 @@ func TestRefusesExpiredLayout(t *testing.T) {
 	s.refuses(t, "layout.window", link.ErrNotYetValid, link.ErrPolicy)
 }
 
+// An archive outlives its layout, and not one that had ended when it was made.
+func TestArchivedLayout(t *testing.T) {
+	expired := func(archived time.Duration) *scene {
+		s := newScene(t)
+		s.layout.Expires, s.layout.Issued = s.at.Add(-time.Minute), s.at.Add(-time.Hour)
+		s.in.ArchivedAt = s.at.Add(archived)
+		return s
+	}
+	expired(-2 * time.Minute).accepts(t)
+	expired(-time.Minute).refuses(t, "layout.window", ErrExpired, link.ErrPolicy)
+	expired(0).refuses(t, "layout.window", ErrExpired, link.ErrPolicy)
+	s := newScene(t)
+	s.layout.Issued, s.in.ArchivedAt = s.at.Add(time.Hour), s.at.Add(2*time.Hour)
+	s.refuses(t, "layout.window", link.ErrNotYetValid, link.ErrPolicy)
+}
+
 func TestRefusesLayoutRolledBack(t *testing.T) {
 	s := newScene(t)
 	s.in.Seen = map[string]Seen{"hello": {Serial: 8}, "other": {Serial: 99}}
