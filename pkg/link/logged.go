@@ -51,13 +51,34 @@ func (c checkpoints) put(s SeenCheckpoint) {
 	c[s.LogID][s.Size] = s
 }
 
-// add fails with tlog.ErrFork when another tree of the same size was seen.
-func (c checkpoints) add(got *tlog.Included) error {
+// contradict says that c and more hold different trees of one size.
+func (c checkpoints) contradict(more checkpoints) bool {
+	for id, sizes := range more {
+		for size, s := range sizes {
+			if old, ok := c[id][size]; ok && old.Root != s.Root {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (c checkpoints) merge(more checkpoints) {
+	for _, sizes := range more {
+		for _, s := range sizes {
+			c.put(s)
+		}
+	}
+}
+
+// showTree fails with tlog.ErrFork when another tree of the same size was seen.
+func (v *linkVerifier) showTree(got *tlog.Included) error {
 	s := SeenCheckpoint{Origin: got.Log.Origin, LogID: fmt.Sprintf("%x", got.Log.ID), Size: got.Size, Root: hexHash(got.Root)}
-	if old, ok := c[s.LogID][s.Size]; ok && old.Root != s.Root {
+	one := checkpoints{s.LogID: {s.Size: s}}
+	if v.seen.contradict(one) || v.trees.contradict(one) {
 		return fmt.Errorf("%w: %s shows two trees of size %d", tlog.ErrFork, s.Origin, s.Size)
 	}
-	c.put(s)
+	v.trees.put(s)
 	return nil
 }
 

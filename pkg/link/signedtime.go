@@ -162,7 +162,7 @@ func (v *linkVerifier) includes(of string, got *tlog.Included) error {
 		SameOperator: got.Log.Operator == v.trust.Operator(), Counted: true,
 	})
 	v.included = append(v.included, got)
-	return v.seen.add(got)
+	return v.showTree(got)
 }
 
 // timeKnown refuses a link that relies on sources of which none is known: who

@@ -4,6 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -53,27 +56,21 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		{"input.links", "verify.md, what is judged", ErrPolicy, func() (string, error) { return checkInput(in) }},
 	})
 	seen := newCheckpoints(in.Seen)
-	for _, l := range in.Links {
-		v := &linkVerifier{
-			in: l, trust: trust, now: now, at: now, clock: in.Clock, seen: seen, authorities: map[string]bool{},
-			time:     LinkTime{At: now.UTC(), Needed: trust.file.Time.AuthoritiesNeeded, Sources: []TimeSource{}, Logs: []LogEntry{}},
-			identity: cmp.Or(l.Identity, in.Identity), notBefore: in.NotBefore, exitCode: l.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
-			out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},
+	judged := make([]judgement, len(in.Links))
+	judge := func(i int) { judged[i] = judgeLink(in, i, trust, now, seen, ok) }
+	if ok {
+		sideBySide(len(in.Links), judge)
+	}
+	for i := range in.Links {
+		// What a link shows of logs is compared with what those before it showed.
+		if !ok || seen.contradict(judged[i].trees) {
+			judge(i)
 		}
-		if !ok {
-			skip(&v.out.Checks, v.checks())
-		} else if linkFirst := (failure{link: l.Name}); run(&v.out.Checks, &v.sub, &linkFirst, v.checks()) {
-			v.out.Verdict = VerdictVerified
-		} else {
-			v.out.Failure = linkFirst.public()
-			if first.err == nil {
-				first = linkFirst
-			}
+		seen.merge(judged[i].trees)
+		if first.err == nil {
+			first = judged[i].first
 		}
-		v.time.Authorities = len(v.authorities)
-		v.out.Time = v.time
-		v.words()
-		res.Links = append(res.Links, *v.out)
+		res.Links = append(res.Links, judged[i].out)
 	}
 	res.Checkpoints = seen.largest()
 	res.Time.of(res.Links)
@@ -93,6 +90,52 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 	}
 	res.Verdict = VerdictVerified
 	return res, nil
+}
+
+// judgement is what became of one link.
+type judgement struct {
+	out   LinkResult
+	first failure
+	trees checkpoints // that it showed
+}
+
+// judgeLink judges link i with what was seen of logs before. It changes nothing
+// that others look at.
+func judgeLink(in Input, i int, trust *Trust, now time.Time, seen checkpoints, ok bool) judgement {
+	l := in.Links[i]
+	v := &linkVerifier{
+		in: l, trust: trust, now: now, at: now, clock: in.Clock, seen: seen, trees: checkpoints{}, authorities: map[string]bool{},
+		time:     LinkTime{At: now.UTC(), Needed: trust.file.Time.AuthoritiesNeeded, Sources: []TimeSource{}, Logs: []LogEntry{}},
+		identity: cmp.Or(l.Identity, in.Identity), notBefore: in.NotBefore, exitCode: l.ExitCode, wantType: cmp.Or(in.Type, PredicateType),
+		out: &LinkResult{Name: l.Name, Verdict: VerdictRefused, ProvedByTPM: []string{}, SaidBy: []Said{}, TakenOnWordOf: []Word{}, Checks: []attest.Check{}},
+	}
+	first := failure{link: l.Name}
+	switch {
+	case !ok:
+		skip(&v.out.Checks, v.checks())
+	case run(&v.out.Checks, &v.sub, &first, v.checks()):
+		v.out.Verdict = VerdictVerified
+	default:
+		v.out.Failure = first.public()
+	}
+	v.time.Authorities = len(v.authorities)
+	v.out.Time = v.time
+	v.words()
+	return judgement{*v.out, first, v.trees}
+}
+
+// sideBySide calls do for 0 to n-1, on all cores.
+func sideBySide(n int, do func(i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // failure is the first check that failed.

@@ -23,11 +23,12 @@ import (
 type linkVerifier struct {
 	in        LinkInput
 	trust     *Trust
-	now       time.Time // of the verifier's clock, or asked for
-	clock     time.Time // the present when now was asked for, else zero
-	at        time.Time // T: now, until timeAgreement found a better one
-	first     time.Time // the earliest attested time
-	seen      checkpoints
+	now       time.Time   // of the verifier's clock, or asked for
+	clock     time.Time   // the present when now was asked for, else zero
+	at        time.Time   // T: now, until timeAgreement found a better one
+	first     time.Time   // the earliest attested time
+	seen      checkpoints // before this link: read only
+	trees     checkpoints // that this link shows
 	identity  string
 	notBefore time.Time
 	exitCode  int
