@@ -106,11 +106,12 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 		web = a.String()
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "%s: ready: trust domain %s, agents at %s, HTTP port %s, admin socket %s\n", program, s.TrustDomain(), s.Addr(), web, cfg.AdminSocket)
-	if _, pub := s.TrustKey(); pub != nil {
-		if id, err := envelope.Fingerprint(pub); err == nil {
-			cfg.Log.Info("trust.json is signed by this key, which verifiers pin with --trust-key", "fingerprint", id)
-		}
+	_, pub := s.TrustKey()
+	id, err := envelope.Fingerprint(pub)
+	if err != nil {
+		return err
 	}
+	cfg.Log.Info("trust.json is signed by this key, which verifiers pin with --trust-key", "fingerprint", id)
 	if err := s.Run(c.Context()); err != nil && c.Context().Err() == nil {
 		return err
 	}
