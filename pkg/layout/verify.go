@@ -30,7 +30,7 @@ func Verify(in Input, trust *link.Trust, now time.Time) (*Result, error) {
 		res: &Result{
 			SchemaVersion: ResultSchema, Verdict: link.VerdictRefused, Layouts: []Info{}, Steps: []StepResult{},
 			Links: []link.LinkResult{}, Artifacts: []ArtifactResult{}, Checks: []Check{},
-			Trust: link.TrustInfo{TrustDomain: trust.TrustDomain(), Serial: trust.Serial(), Expires: trust.Expires()},
+			Trust: trust.Info(in.TrustKeys),
 		},
 	}
 	if !in.Clock.IsZero() {

@@ -35,7 +35,7 @@ func Verify(in Input, trust *Trust, now time.Time) (*Result, error) {
 		SchemaVersion: ResultSchema,
 		Verdict:       VerdictRefused,
 		Identity:      in.Identity,
-		Trust:         trustInfo(in, trust),
+		Trust:         trust.Info(in.TrustKeys),
 		Time:          TimeInfo{At: now.UTC(), Source: "the verifier's own clock: no time is attested"},
 		Links:         []LinkResult{},
 		Artifacts:     []ArtifactResult{},
@@ -191,10 +191,11 @@ func skip(report *[]attest.Check, checks []check) {
 	}
 }
 
-func trustInfo(in Input, t *Trust) TrustInfo {
+// Info names t for a result. known are the keys that were pinned or seen before.
+func (t *Trust) Info(known []string) TrustInfo {
 	return TrustInfo{
 		TrustDomain: t.TrustDomain(), Serial: t.Serial(), Expires: t.Expires(), Operator: t.Operator(),
-		Digest: t.digest, SignedBy: append([]string{}, t.signers...), FirstUse: len(in.TrustKeys) == 0 && len(t.signers) > 0,
+		Digest: t.digest, SignedBy: append([]string{}, t.signers...), FirstUse: len(known) == 0 && len(t.signers) > 0,
 	}
 }
 
