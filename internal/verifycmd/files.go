@@ -10,8 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/oci"
@@ -106,11 +109,36 @@ func readInputs(in *link.Input, args []string) error {
 // readBeside reads what ships beside a bundle.
 func readBeside(name string, raw []byte) (l link.LinkInput, err error) {
 	l.Name, l.Bundle = name, raw
-	if l.EventLog, err = findEventLog(name, raw); err != nil {
+	if l.Parsed, err = link.ParseBundle(raw); err != nil {
+		l.Parsed = nil
+		return l, nil // Verify says what is wrong with it
+	}
+	e, err := attest.FromCertificate(l.Parsed.UnverifiedCertificate())
+	if err != nil {
+		return l, nil
+	}
+	if l.EventLog, err = findEventLog(name, e); err != nil {
 		return l, err
 	}
-	l.LogProofs, err = findLogProof(name, raw)
+	l.LogProofs, err = findLogProof(name, e)
 	return l, err
+}
+
+// readAllBeside does so for many, side by side: of large ones, decoding is most
+// of the work.
+func readAllBeside(links []link.LinkInput) error {
+	errs := make([]error, len(links))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(len(links), runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(links); i = int(next.Add(1)) - 1 {
+				links[i], errs[i] = readBeside(links[i].Name, links[i].Bundle)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func hasSuffix(name string) bool { return strings.HasSuffix(name, link.BundleSuffix) }
@@ -158,13 +186,8 @@ func readBundle(name string) ([]byte, error) {
 // findEventLog looks beside the bundle for the boot event log that its
 // evidence names by digest. Having none is fine: it adds a claim, and its
 // absence takes nothing from the rest.
-func findEventLog(bundle string, raw []byte) ([]byte, error) {
-	b, err := link.ParseBundle(raw)
-	if err != nil {
-		return nil, nil // Verify says what is wrong with it
-	}
-	e, err := attest.FromCertificate(b.UnverifiedCertificate())
-	if err != nil || e.EventLog == nil {
+func findEventLog(bundle string, e *attest.Evidence) ([]byte, error) {
+	if e.EventLog == nil {
 		return nil, nil
 	}
 	name := link.EventLogName(e.EventLog)
@@ -184,15 +207,7 @@ func findEventLog(bundle string, raw []byte) ([]byte, error) {
 
 // findLogProof looks beside the bundle for the log entry of the AK certificate
 // in it. Having none is fine, unless a requirement wants it.
-func findLogProof(bundle string, raw []byte) ([][]byte, error) {
-	b, err := link.ParseBundle(raw)
-	if err != nil {
-		return nil, nil // Verify says what is wrong with it
-	}
-	e, err := attest.FromCertificate(b.UnverifiedCertificate())
-	if err != nil {
-		return nil, nil
-	}
+func findLogProof(bundle string, e *attest.Evidence) ([][]byte, error) {
 	proof, err := cli.ReadInput(filepath.Join(filepath.Dir(bundle), link.LogProofName(sha256.Sum256(e.AKCert))), tlog.MaxEntryJSON)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

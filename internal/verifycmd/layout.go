@@ -89,11 +89,7 @@ func readPipeline(o *layoutOptions, args []string) (in layout.Input, err error) 
 			if raw == nil {
 				return in, cli.Usage("a bundle is a regular file", "%s is no file", name)
 			}
-			l, err := readBeside(name, raw)
-			if err != nil {
-				return in, err
-			}
-			in.Links = append(in.Links, l)
+			in.Links = append(in.Links, link.LinkInput{Name: name, Bundle: raw})
 		case strings.HasSuffix(name, classicSuffix):
 			raw, err := cli.ReadInput(name, layout.MaxClassic)
 			if err != nil {
@@ -108,7 +104,7 @@ func readPipeline(o *layoutOptions, args []string) (in layout.Input, err error) 
 			in.Artifacts = append(in.Artifacts, a)
 		}
 	}
-	return in, nil
+	return in, readAllBeside(in.Links)
 }
 
 // judgePipeline verifies and remembers the editions of what was accepted.

@@ -103,7 +103,11 @@ func parseAll(in []link.LinkInput) []*link.Bundle {
 	for range min(len(in), runtime.GOMAXPROCS(0)) {
 		wg.Go(func() {
 			for i := range next {
-				if b, err := link.ParseBundle(in[i].Bundle); err == nil {
+				b := in[i].Parsed
+				if b == nil {
+					b, _ = link.ParseBundle(in[i].Bundle) // nil with an error
+				}
+				if b != nil {
 					_, _ = b.UnverifiedStatement() // which it keeps
 					out[i] = b
 				}
