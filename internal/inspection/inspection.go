@@ -74,7 +74,7 @@ func shutIn(dir string, command []string, timeout time.Duration) (int, error) {
 	defer statusW.Close()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{stubArg, dir, homes()}, command...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + workDir, "LC_ALL=C.UTF-8"}
-	printed := &tail{}
+	printed := &head{}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.WaitDelay = printed, printed, []*os.File{statusW}, 5*time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
@@ -129,10 +129,10 @@ func homes() string {
 
 var system = []string{"/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/dev", "/proc"}
 
-// tail keeps the beginning of what is printed.
-type tail struct{ buf bytes.Buffer }
+// head keeps the beginning of what is printed.
+type head struct{ buf bytes.Buffer }
 
-func (t *tail) Write(p []byte) (int, error) {
+func (t *head) Write(p []byte) (int, error) {
 	t.buf.Write(p[:min(len(p), max(0, maxOutput-t.buf.Len()))])
 	return len(p), nil
 }

@@ -1,10 +1,13 @@
 package keyfile
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,16 +68,15 @@ func TestRefusesOtherFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rsaPEM, err := Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p384PEM, err := Marshal(p384)
-	if err != nil {
-		t.Fatal(err)
+	marshal := func(key crypto.Signer) []byte {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	}
 	for name, content := range map[string][]byte{
-		"RSA": rsaPEM, "P-384": p384PEM, "no PEM": []byte("key"), "empty": nil,
+		"RSA": marshal(r), "P-384": marshal(p384), "no PEM": []byte("key"), "empty": nil,
 		"another block": []byte("-----BEGIN FOO-----\nAAAA\n-----END FOO-----\n"),
 	} {
 		path := write(t, "key.pem", content)

@@ -3,9 +3,6 @@ package layoutcmd
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +12,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/pkg/layout"
+	"github.com/rootlink/rootlink/pkg/link"
 )
 
 // stepFlags are what add-step takes.
@@ -212,38 +211,18 @@ func hashOf(v string) (string, error) {
 	if !isFile(v) {
 		return "", cli.Usage("the path of a program, or its SHA-256 in hex", "%q is neither", v)
 	}
-	f, err := os.Open(v)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	sum, err := files.SHA256(v)
+	return hex.EncodeToString(sum[:]), err
 }
 
 func readHashes(name string) ([]string, error) {
-	raw, err := cli.ReadInput(name, 4<<20)
+	raw, err := cli.ReadInput(name, link.MaxTrust)
 	if err != nil {
 		return nil, err
 	}
-	var out []string
-	for i, line := range strings.Split(string(raw), "\n") {
-		line, _, _ = strings.Cut(line, "#")
-		f := strings.Fields(line)
-		if len(f) == 0 {
-			continue
-		}
-		b, err := hex.DecodeString(f[0])
-		if err != nil || len(b) != sha256.Size {
-			return nil, cli.Usage("one SHA-256 in hex a line; sha256sum writes such files", "%s line %d: %q", name, i+1, f[0])
-		}
-		out = append(out, strings.ToLower(f[0]))
-	}
-	if len(out) == 0 {
-		return nil, cli.Usage("one SHA-256 in hex a line", "%s names no program", fmt.Sprintf("%q", name))
+	out, err := link.ParseToolList(raw)
+	if err != nil {
+		return nil, cli.Usage("`rootlink inspect BUNDLE --executables` prints such a list", "%s: %w", name, err)
 	}
 	return out, nil
 }

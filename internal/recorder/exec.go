@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 // Exec is the tool at one exec, stopped before its first instruction.
@@ -32,7 +34,7 @@ type Script struct {
 // HashExecutable hashes what the process runs. The agent's own measurement is
 // what counts; this is for a run without an agent.
 func (e *Exec) HashExecutable() ([32]byte, error) {
-	return hashFile(fmt.Sprintf("/proc/%d/exe", e.PID))
+	return files.SHA256(fmt.Sprintf("/proc/%d/exe", e.PID))
 }
 
 func lookAtExec(pid, n int) (*Exec, error) {
@@ -150,18 +152,4 @@ func script(pid int, name string) (*Script, error) {
 	s := &Script{Path: strings.ToValidUTF8(name, "\uFFFD"), line: firstLine(head)}
 	h.Sum(s.SHA256[:0])
 	return s, nil
-}
-
-func hashFile(path string) (sum [32]byte, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return sum, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return sum, err
-	}
-	h.Sum(sum[:0])
-	return sum, nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -87,7 +88,7 @@ func expectProgram(name string, env []string) (path string, sum [32]byte, err er
 	if _, err := f.ReadAt(magic[:], 0); err == nil && string(magic[:]) == "#!" {
 		return "", sum, fmt.Errorf("%s is a script itself", path)
 	}
-	sum, err = hashFile(path)
+	sum, err = files.SHA256(path)
 	return path, sum, err
 }
 

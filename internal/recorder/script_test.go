@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 )
 
 func TestEnvProgram(t *testing.T) {
@@ -43,7 +44,7 @@ func TestWhoamiSaysWhatAScriptsIdentityCovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum, err := hashFile(sh)
+	sum, err := files.SHA256(sh)
 	if err != nil {
 		t.Fatal(err)
 	}

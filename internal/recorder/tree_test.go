@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/needs"
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -89,7 +90,7 @@ func TestTreeListsWhatEveryProcessExecutes(t *testing.T) {
 		t.Errorf("%q", lines)
 	}
 	for _, e := range execs {
-		if sum, err := hashFile(e.Path); err != nil || e.Digest["sha256"] != fmt.Sprintf("%x", sum) {
+		if sum, err := files.SHA256(e.Path); err != nil || e.Digest["sha256"] != fmt.Sprintf("%x", sum) {
 			t.Errorf("%+v: %x, %v", e, sum, err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/oci"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
@@ -233,7 +234,7 @@ func digestArtifact(name string) (link.Artifact, error) {
 		if !st.Mode().IsRegular() {
 			return a, cli.Usage("name a file or a directory", "%s is neither a file nor a directory", name)
 		}
-		h, err := digestFile(name)
+		h, err := files.SHA256(name)
 		a.Digest["sha256"] = hex.EncodeToString(h[:])
 		return a, err
 	}
@@ -243,7 +244,7 @@ func digestArtifact(name string) (link.Artifact, error) {
 
 // digestTree fills in a's files, and its dirHash when it has one.
 func digestTree(a *link.Artifact, name string) error {
-	files, whole := map[string][32]byte{}, true
+	sums, whole := map[string][32]byte{}, true
 	a.Files = map[string]string{}
 	err := filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -268,27 +269,14 @@ func digestTree(a *link.Artifact, name string) error {
 		if err != nil {
 			return err
 		}
-		h, err := digestFile(path)
-		files[filepath.ToSlash(rel)] = h
+		h, err := files.SHA256(path)
+		sums[filepath.ToSlash(rel)] = h
 		a.Files[filepath.ToSlash(rel)] = hex.EncodeToString(h[:])
 		return err
 	})
 	if err != nil || !whole {
 		return err
 	}
-	a.Digest[link.DirHashAlg], err = link.DirHash(files)
+	a.Digest[link.DirHashAlg], err = link.DirHash(sums)
 	return err
-}
-
-func digestFile(name string) (sum [32]byte, err error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return sum, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return sum, err
-	}
-	return [32]byte(h.Sum(nil)), nil
 }
