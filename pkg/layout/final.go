@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/in-toto/in-toto-golang/in_toto"
@@ -166,21 +167,27 @@ func matchFiles(files map[string]string, products map[string]in_toto.HashObj) (s
 	if len(files) == 0 {
 		return "", false
 	}
-	first := slices.Sorted(maps.Keys(files))[0]
-	for _, p := range slices.Sorted(maps.Keys(products)) {
+	first := slices.Min(slices.Collect(maps.Keys(files)))
+	names := slices.Sorted(maps.Keys(products))
+	for _, p := range names {
 		prefix, ok := strings.CutSuffix(p, first)
 		if !ok || prefix != "" && !strings.HasSuffix(prefix, "/") {
 			continue
 		}
-		n := 0
-		for name, d := range products {
-			if rel, ok := strings.CutPrefix(name, prefix); ok {
-				if files[rel] == "" || files[rel] != d["sha256"] {
-					n = -1
-					break
-				}
-				n++
+		// What lies below a name is in one place of the list: going through all
+		// of it for every name that ends like the file would take a link's maker
+		// at his word about how long.
+		n, at := 0, sort.SearchStrings(names, prefix)
+		for _, name := range names[at:] {
+			rel, ok := strings.CutPrefix(name, prefix)
+			if !ok {
+				break
 			}
+			if files[rel] == "" || files[rel] != products[name]["sha256"] {
+				n = -1
+				break
+			}
+			n++
 		}
 		if n == len(files) {
 			return prefix, true

@@ -66,6 +66,9 @@ func engine(name string, links map[string]in_toto.Metadata, sides ...side) error
 // on where there is none; in-toto's specification and its Python go by the
 // prefix. A file of the other step could so lie where the rule does not want it.
 func stray(name string, sd side, src *stepLink, sums map[string]*stepLink) error {
+	if !slices.ContainsFunc(sd.rules, func(r []string) bool { return strings.EqualFold(r[0], "match") && len(r) > 6 }) {
+		return nil // the shortest form has no prefix
+	}
 	q := newQueue(sd, src, sums)
 	outside := map[string][]int{} // artifact → rules that take it from outside of their prefix
 	for k, r := range sd.rules {
@@ -108,7 +111,7 @@ func stray(name string, sd side, src *stepLink, sums map[string]*stepLink) error
 // overlap refuses MATCH rules that nothing meets. in-toto lets them pass: two
 // steps without one artifact in common would count as joined.
 func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) error {
-	artifacts, names := src.side(sd.name), newQueue(sd, src, sums).names
+	artifacts, names := src.side(sd.name), []string(nil)
 	for _, r := range sd.rules {
 		d, err := in_toto.UnpackRule(r)
 		if err != nil {
@@ -116,6 +119,9 @@ func overlap(name string, sd side, src *stepLink, sums map[string]*stepLink) err
 		}
 		if d["type"] != "match" {
 			continue
+		}
+		if names == nil {
+			names = newQueue(sd, src, sums).names
 		}
 		m := newPairing(d, names, sums)
 		if !m.linked {

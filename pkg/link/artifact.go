@@ -72,14 +72,14 @@ func matchFiles(files map[string]string, subjects []Resource) (prefix string, er
 	for _, s := range subjects {
 		byName[s.Name] = s.Digest["sha256"]
 	}
-	names := slices.Sorted(maps.Keys(files))
+	names, listed := slices.Sorted(maps.Keys(files)), slices.Sorted(maps.Keys(byName))
 	err, best := errors.New("its files are not listed"), 0
 	for _, s := range subjects { // where could the first file be?
 		prefix, ok := strings.CutSuffix(s.Name, names[0])
 		if !ok || prefix != "" && !strings.HasSuffix(prefix, "/") {
 			continue
 		}
-		same, differs := sameFiles(files, byName, prefix)
+		same, differs := sameFiles(files, byName, names, listed, prefix)
 		if differs == nil {
 			return prefix, nil
 		}
@@ -90,9 +90,10 @@ func matchFiles(files map[string]string, subjects []Resource) (prefix string, er
 	return "", err
 }
 
-// sameFiles counts the files that are as listed, and says what differs.
-func sameFiles(files, subjects map[string]string, prefix string) (same int, differs error) {
-	for _, n := range slices.Sorted(maps.Keys(files)) {
+// sameFiles counts the files that are as listed, and says what differs. names and
+// listed are the sorted keys of the two.
+func sameFiles(files, subjects map[string]string, names, listed []string, prefix string) (same int, differs error) {
+	for _, n := range names {
 		switch want := subjects[prefix+n]; want {
 		case files[n]:
 			same++
@@ -102,7 +103,7 @@ func sameFiles(files, subjects map[string]string, prefix string) (same int, diff
 			differs = fmt.Errorf("its file %s is listed with sha256:%s", n, want)
 		}
 	}
-	for _, s := range slices.Sorted(maps.Keys(subjects)) {
+	for _, s := range listed {
 		if n, ok := strings.CutPrefix(s, prefix); ok && files[n] == "" && differs == nil {
 			differs = fmt.Errorf("file %s is missing, which is listed", n)
 		}

@@ -1,11 +1,13 @@
 package link
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/rootlink/rootlink/pkg/tlog"
 )
@@ -94,4 +96,28 @@ func BenchmarkVerifyStamped(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// A link may name thousands of programs, a trust.json tens of thousands that are
+// revoked. Both files are as large as they may be here, and nothing applies.
+func TestRevocationsAreLookedUp(t *testing.T) {
+	s := newScene(t)
+	for i := range MaxIDs {
+		s.file.Revocations = append(s.file.Revocations, Revocation{Kind: RevokedExecutable, ID: fmt.Sprintf("%064x", i%(MaxIDs/2)), Always: true})
+	}
+	for i := range MaxExecutables {
+		s.stmt.Byproducts.Executables = append(s.stmt.Byproducts.Executables, Executable{Path: "/x", Role: fmt.Sprint(i), Digest: map[string]string{"sha256": fmt.Sprintf("f%063x", i)}})
+	}
+	start := time.Now()
+	s.accepts(t)
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("took %s", d)
+	}
+	// One of them does, and the list that came first decides what is said.
+	last := &s.stmt.Byproducts.Executables[MaxExecutables-1]
+	last.Digest = map[string]string{"sha256": fmt.Sprintf("%064x", 7)}
+	s.file.Revocations[7].Reason = "the first"
+	s.in.Links = nil
+	s.Leaf.Payload = sha256.Sum256([]byte("the statement")) // which sign fills in
+	s.refuses(t, "revocation", ErrPolicy, "the first")
 }

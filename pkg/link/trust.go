@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +34,7 @@ type Trust struct {
 	layoutKeys   []any
 	policies     map[string][]PCRPolicy // by name
 	requirements []Requirement
-	revocations  []Revocation
+	revocations  map[thing][]Revocation // in the files' order
 	trustKeys    []crypto.PublicKey
 	trustKeyIDs  []string // their fingerprints
 	signers      []string // those that signed
@@ -75,7 +77,7 @@ func NewTrust(f TrustFile) (*Trust, error) {
 	if err := validateRevocations(f.Revocations); err != nil {
 		return nil, fmt.Errorf("trust.json: %w", err)
 	}
-	t.revocations = f.Revocations
+	t.revoke(f.Revocations)
 	return t, nil
 }
 
@@ -118,7 +120,7 @@ func (t *Trust) extend(r RevocationsFile) (*Trust, error) {
 		return nil, fmt.Errorf("revocations: %w: issued %s, before trust.json (%s)", ErrRolledBack, r.Issued.Format(time.RFC3339), t.file.Issued.Format(time.RFC3339))
 	}
 	out := *t
-	out.revocations = append(t.revocations[:len(t.revocations):len(t.revocations)], r.Revocations...)
+	out.revoke(r.Revocations)
 	return &out, nil
 }
 
@@ -341,14 +343,39 @@ func validateRevocations(rs []Revocation) error {
 	return nil
 }
 
+// thing is what can be revoked. A link may name 16,384 executables and a file
+// 65,536 revocations: nothing may compare all with all.
+type thing struct{ kind, id string }
+
+func (t *Trust) revoke(rs []Revocation) {
+	more := map[thing][]Revocation{}
+	for _, r := range rs {
+		x := thing{r.Kind, r.ID}
+		more[x] = append(more[x], r)
+	}
+	all := make(map[thing][]Revocation, len(t.revocations)+len(more))
+	maps.Copy(all, t.revocations) // which a copy of t holds, too
+	for x, rs := range more {
+		all[x] = append(slices.Clip(all[x]), rs...)
+	}
+	t.revocations = all
+}
+
 // revoked says whether something is revoked at a time.
 func (t *Trust) revoked(kind, id string, at time.Time) (Revocation, bool) {
-	for _, r := range t.revocations {
-		if r.Kind == kind && r.ID == id && (r.Always || !at.Before(*r.From)) {
+	for _, r := range t.revocations[thing{kind, id}] {
+		if r.Always || !at.Before(*r.From) {
 			return r, true
 		}
 	}
 	return Revocation{}, false
+}
+
+func (t *Trust) countRevocations() (n int) {
+	for _, rs := range t.revocations {
+		n += len(rs)
+	}
+	return n
 }
 
 // IsTrust says whether b looks like trust.json, signed or not, for commands that

@@ -192,7 +192,7 @@ func (v *linkVerifier) notRevoked() (string, error) {
 			}
 		}
 	}
-	return fmt.Sprintf("%d revocations, none applies", len(v.trust.revocations)), nil
+	return fmt.Sprintf("%d revocations, none applies", v.trust.countRevocations()), nil
 }
 
 func revokedError(r Revocation) error {
