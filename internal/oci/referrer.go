@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -41,15 +42,17 @@ var ErrItem = errors.New("neither a bundle nor a file that lies beside one")
 
 // companionName is what such files are called: the digest says what they are, so
 // that a bundle finds them wherever both lie.
-var companionName = regexp.MustCompile(`^[a-z0-9]{1,16}-[0-9a-f]{40,128}\.(eventlog|tlog\.json)$`)
+var companionName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[a-z0-9]{1,16}-[0-9a-f]{40,128}\.(eventlog|tlog\.json)$`)
+})
 
 // plainName is a name that no shell, terminal or file system takes for more.
-var plainName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$`)
+var plainName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,200}$`) })
 
 // kind returns the artifact type of an item.
 func (it Item) kind() (string, error) {
 	switch {
-	case companionName.MatchString(it.Name):
+	case companionName().MatchString(it.Name):
 		if len(it.Data) > maxCompanion {
 			return "", fmt.Errorf("%s: %w of %d bytes", it.Name, ErrTooLarge, maxCompanion)
 		}
@@ -66,12 +69,12 @@ func (it Item) kind() (string, error) {
 // it counts only when that is harmless: a title of "../../.bashrc" is an old trick.
 func safeName(title, kind string, data []byte) (string, error) {
 	if kind == companionType {
-		if !companionName.MatchString(title) {
+		if !companionName().MatchString(title) {
 			return "", fmt.Errorf("%w: it is called %q", ErrItem, title)
 		}
 		return title, nil
 	}
-	if plainName.MatchString(title) && strings.HasSuffix(title, link.BundleSuffix) {
+	if plainName().MatchString(title) && strings.HasSuffix(title, link.BundleSuffix) {
 		return title, nil
 	}
 	return fmt.Sprintf("sha256-%x%s", sha256.Sum256(data), link.BundleSuffix), nil

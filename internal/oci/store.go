@@ -224,7 +224,7 @@ func (f *Fetched) readDir(r Ref) error {
 	total := 0
 	for _, e := range entries {
 		name := e.Name()
-		companion := companionName.MatchString(name)
+		companion := companionName().MatchString(name)
 		if !e.Type().IsRegular() || !companion && !strings.HasSuffix(name, link.BundleSuffix) {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,7 @@ type Sign struct {
 	Stderr       *os.File
 }
 
-var ociSubject = regexp.MustCompile(`^([^@\s]{1,512})@sha256:([0-9a-f]{64})$`)
+var ociSubject = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([^@\s]{1,512})@sha256:([0-9a-f]{64})$`) })
 
 // validate returns the predicate type, the images and the step that does what
 // run does too.
@@ -83,7 +84,7 @@ func (s *Sign) validate() (uri string, images []link.Resource, step *Step, err e
 			}
 			continue // looked up once the group is given up
 		}
-		m := ociSubject.FindStringSubmatch(ref)
+		m := ociSubject().FindStringSubmatch(ref)
 		if m == nil {
 			return fail("such as registry.example/app@sha256:… with 64 digits: a tag can be moved, a digest cannot", "--subject-oci %q names no digest", ref)
 		}
@@ -91,7 +92,7 @@ func (s *Sign) validate() (uri string, images []link.Resource, step *Step, err e
 	}
 	name := s.Name
 	if name == "" {
-		if name = link.PredicateAlias(uri); !stepName.MatchString(name) {
+		if name = link.PredicateAlias(uri); !stepName().MatchString(name) {
 			name = "attestation"
 		}
 	}

@@ -46,10 +46,10 @@ type Step struct {
 }
 
 // stepName is what can also be part of a file name.
-var stepName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+var stepName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`) })
 
 // buildID is what people can read and compare, such as the URL of a job.
-var buildID = regexp.MustCompile(`^[A-Za-z0-9._:/@+=-]{1,200}$`)
+var buildID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9._:/@+=-]{1,200}$`) })
 
 func (s *Step) validate() error {
 	usage := func(hint, format string, args ...any) error {
@@ -68,9 +68,9 @@ func (s *Step) validate() error {
 	switch {
 	case len(missing) > 0:
 		return usage("such as: rootlink run --step build --products hello -- make hello", "missing: %s", strings.Join(missing, ", "))
-	case !stepName.MatchString(s.Name):
+	case !stepName().MatchString(s.Name):
 		return usage("letters, digits, dot, dash and underscore, at most 128", "--step %q is not a step name", s.Name)
-	case s.BuildID != "" && !buildID.MatchString(s.BuildID):
+	case s.BuildID != "" && !buildID().MatchString(s.BuildID):
 		return usage("up to 200 letters, digits and . _ : / @ + = -, such as the job's number", "--build-id %q is none", s.BuildID)
 	case s.IssueTimeout <= 0:
 		return usage("such as 5m", "--issue-timeout must be positive")

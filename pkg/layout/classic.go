@@ -147,7 +147,7 @@ func parseClassic(raw []byte) (*classicLink, []byte, []signature, error) {
 		return nil, nil, nil, fmt.Errorf("link: %w", err)
 	}
 	switch {
-	case c.Type != "link" || !namePattern.MatchString(c.Name):
+	case c.Type != "link" || !namePattern().MatchString(c.Name):
 		return nil, nil, nil, malformed("_type %q, name %q", c.Type, c.Name)
 	case len(c.Materials) > link.MaxMaterials || len(c.Products) > link.MaxMaterials || len(c.Command) > link.MaxCommand:
 		return nil, nil, nil, malformed("more than is recorded of one step")

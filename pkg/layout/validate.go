@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/in-toto/in-toto-golang/in_toto"
 
@@ -14,13 +15,13 @@ import (
 )
 
 // namePattern is what can also be part of a file name, as for steps of a recorder.
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+var namePattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`) })
 
 // Validate fails on what is no layout in form. A layout that is one and still
 // demands too little is refused by Lint.
 func (l *Layout) Validate() error {
 	switch {
-	case !namePattern.MatchString(l.Name):
+	case !namePattern().MatchString(l.Name):
 		return malformed("layout name %q", l.Name)
 	case l.Serial == 0:
 		return malformed("serial 0: editions are numbered from 1")
@@ -50,7 +51,7 @@ func (l *Layout) Validate() error {
 		}
 	}
 	for _, in := range l.Inspections {
-		if seen[in.Name] || !namePattern.MatchString(in.Name) {
+		if seen[in.Name] || !namePattern().MatchString(in.Name) {
 			return malformed("inspection name %q", in.Name)
 		}
 		seen[in.Name] = true
@@ -69,7 +70,7 @@ func (l *Layout) Validate() error {
 
 func (l *Layout) validateStep(s *Step) error {
 	switch {
-	case !namePattern.MatchString(s.Name):
+	case !namePattern().MatchString(s.Name):
 		return malformed("its name")
 	case s.Threshold < 1 || s.Threshold > MaxThreshold:
 		return malformed("threshold %d, 1 to %d allowed", s.Threshold, MaxThreshold)
@@ -128,7 +129,7 @@ func (s *Step) validateDemands() error {
 		return malformed("a pinned key or a sublayout shows nothing of the hardware and programs that are demanded")
 	case s.Sublayout != "" && (s.KeyPinned || len(s.Identities) > 0 || s.Threshold != 1):
 		return malformed("a sublayout stands for the step alone, with threshold 1")
-	case s.Sublayout != "" && !namePattern.MatchString(s.Sublayout):
+	case s.Sublayout != "" && !namePattern().MatchString(s.Sublayout):
 		return malformed("sublayout name %q", s.Sublayout)
 	case len(s.PubKeys) > 0 && !s.KeyPinned && s.Sublayout == "":
 		return malformed("pinned keys, and neither key_pinned nor sublayout says what for")

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/envelope"
@@ -131,7 +132,7 @@ func (d Document) resource() resource {
 	return resource{URI: d.URI, Digest: map[string]string{"sha256": hex.EncodeToString(d.SHA256[:])}}
 }
 
-var levelForm = regexp.MustCompile(`^[A-Z][A-Z0-9_]{0,127}$`)
+var levelForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Z][A-Z0-9_]{0,127}$`) })
 
 // levels are what every link reached: the least tier of all.
 func levels(r *link.Result, more []string) ([]string, error) {
@@ -155,7 +156,7 @@ func levels(r *link.Result, more []string) ([]string, error) {
 		out = append(out, levelPrefix+strings.ToUpper(order[least]))
 	}
 	for _, l := range more {
-		if !levelForm.MatchString(l) || strings.HasPrefix(l, "ROOTLINK_") {
+		if !levelForm().MatchString(l) || strings.HasPrefix(l, "ROOTLINK_") {
 			return nil, fmt.Errorf("level %q: %w", l, ErrOption)
 		}
 		out = append(out, l)
