@@ -175,6 +175,9 @@ func joinLineCommand(at *location) *cobra.Command {
 		Use: "join-line", Short: "Print the line that a new agent is started with", Args: cobra.NoArgs,
 		RunE: withClient(at, func(ctx context.Context, c *cobra.Command, cl *client, _ []string) error {
 			r, err := cl.admin.JoinLine(ctx, &adminv1.JoinLineRequest{})
+			if err = cli.FromRPC(err); rpcCode(err) == codes.FailedPrecondition {
+				return cli.Hint(err, "start agents with --trust-bundle FILE: rootlink-server bundle show prints that file")
+			}
 			if err != nil {
 				return err
 			}

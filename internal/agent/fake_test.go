@@ -87,6 +87,7 @@ type fakeServer struct {
 	replayBundle bool
 	firstBundle  *nodev1.GetSignedBundleResponse
 	showKey      *ecdsa.PrivateKey // trust key to show, not the one that signs
+	keyElsewhere bool              // the trust key is not on this server
 }
 
 func newFakeServer(t *testing.T) *fakeServer {
@@ -450,6 +451,9 @@ func (s *fakeServer) GetConfig(ctx context.Context, _ *nodev1.GetConfigRequest) 
 func (s *fakeServer) GetSignedBundle(_ context.Context, req *nodev1.GetSignedBundleRequest) (*nodev1.GetSignedBundleResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.keyElsewhere {
+		return nil, status.Error(codes.FailedPrecondition, "the trust key is not kept on this server")
+	}
 	b, err := proto.Marshal(&nodev1.SignedBundle{
 		TrustDomain: testTD, X509Authorities: [][]byte{s.ca.Raw}, IssuedUnix: time.Now().Add(s.clock).Unix(), Nonce: req.Nonce,
 	})

@@ -60,6 +60,34 @@ func TestSavedBundleOutlivesTheFile(t *testing.T) {
 	r.waitReady()
 }
 
+// TestTrustKeyKeptElsewhere: nobody answers join lines then. Agents with a bundle,
+// or that attested before, need no answer.
+func TestTrustKeyKeptElsewhere(t *testing.T) {
+	s := newFakeServer(t)
+	s.start()
+	before := t.TempDir()
+	r := startIn(t, s, before, byJoinLine(s))
+	r.waitReady()
+	r.stop()
+	<-r.done
+	s.with(func() { s.keyElsewhere = true })
+	r = startIn(t, s, before, byJoinLine(s))
+	r.waitReady()
+	r.stop()
+	<-r.done
+
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "bundle.pem")
+	if err := os.WriteFile(bundle, s.bundlePEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = startIn(t, s, dir, func(c *Config) { c.TrustBundle = bundle })
+	r.waitReady()
+
+	r = startIn(t, s, t.TempDir(), byJoinLine(s))
+	eventually(t, "what to do", func() bool { return strings.Contains(r.log.String(), "--trust-bundle FILE in place of --join") })
+}
+
 // TestRefusesServerOfUnknownAuthority: a server in the middle, with an
 // authority of its own, gets neither an attestation nor a bundle change.
 func TestRefusesServerOfUnknownAuthority(t *testing.T) {

@@ -41,7 +41,7 @@ func (n *nodeService) GetSignedBundle(_ context.Context, req *nodev1.GetSignedBu
 		return nil, status.Errorf(codes.InvalidArgument, "nonce of %d bytes, want 32", len(req.Nonce))
 	}
 	if n.s.trustKey == nil {
-		return nil, status.Error(codes.FailedPrecondition, "the trust key is not kept on this server: start the agent with --trust-bundle instead of --join")
+		return nil, status.Error(codes.FailedPrecondition, "the trust key is not kept on this server, so nobody can answer a join line")
 	}
 	now := n.s.cfg.Now()
 	sb := &nodev1.SignedBundle{TrustDomain: n.s.cfg.TrustDomain, IssuedUnix: now.Unix(), Nonce: req.Nonce}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/attestca"
 	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/store"
@@ -171,7 +172,8 @@ func (s *Server) openTrustKey() (*ecdsa.PrivateKey, error) {
 		return nil, err
 	}
 	if len(list) > 0 {
-		return nil, fmt.Errorf("trust key %s is missing", s.dir.file(name))
+		return nil, cli.Hint(fmt.Errorf("trust key %s is missing", s.dir.file(name)),
+			"restore it from a backup; or, when it is kept elsewhere on purpose, start with --trust-key-public FILE")
 	}
 	return s.dir.makeKey(name)
 }

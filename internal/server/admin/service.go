@@ -119,8 +119,12 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", errMalformed, fmt.Errorf(format, args...))
 }
 
-// JoinLine returns the line that a new agent is started with.
+// JoinLine returns the line that a new agent is started with. Without the
+// private key nobody here could answer an agent that has it.
 func (s *Service) JoinLine(context.Context, *adminv1.JoinLineRequest) (*adminv1.JoinLineResponse, error) {
+	if key, _ := s.b.TrustKey(); key == nil {
+		return nil, status.Error(codes.FailedPrecondition, "no join line: the trust key is not kept on this server")
+	}
 	return &adminv1.JoinLineResponse{Line: s.b.JoinLine()}, nil
 }
 

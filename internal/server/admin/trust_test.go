@@ -180,6 +180,9 @@ func TestExportIsAChain(t *testing.T) {
 func TestTrustKeyKeptElsewhere(t *testing.T) {
 	f := newFixture(t)
 	f.keyElsewhere = true
+	if _, err := f.Service.JoinLine(t.Context(), nil); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a join line that nobody could answer: %v", err)
+	}
 	if _, err := f.ExportTrust(t.Context(), &adminv1.ExportTrustRequest{}); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("signed without a key: %v", err)
 	}
