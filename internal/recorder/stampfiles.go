@@ -174,8 +174,8 @@ func stampedView(name string) (v StampedView, err error) {
 		v.Entries = append(v.Entries, EntryView{e.GetLogIndex(), e.GetInclusionProof().GetTreeSize(), hex.EncodeToString(e.GetLogId().GetKeyId())})
 	}
 	if ak := stamp.AKCertificate(b); ak != nil {
-		if _, err := os.Stat(filepath.Join(filepath.Dir(name), stamp.ProofName(ak))); err == nil {
-			v.AKProof = stamp.ProofName(ak)
+		if _, err := os.Stat(filepath.Join(filepath.Dir(name), link.LogProofName(ak))); err == nil {
+			v.AKProof = link.LogProofName(ak)
 		}
 	}
 	return v, nil

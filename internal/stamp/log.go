@@ -134,9 +134,3 @@ func checkInclusion(e *rekorv1.TransparencyLogEntry, body []byte) error {
 }
 
 func join(base, path string) string { return strings.TrimRight(base, "/") + "/" + path }
-
-// ProofName is the name under which the proof of a certificate lies beside the
-// bundles whose evidence holds it.
-func ProofName(der []byte) string {
-	return fmt.Sprintf("sha256-%x.tlog.json", sha256.Sum256(der))
-}

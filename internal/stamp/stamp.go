@@ -161,7 +161,7 @@ func newJob(c *Client, b *link.Bundle, p Plan, waiting func(what, url string, wh
 	j.wantTokens = len(p.Timestamps) > 0
 	j.wantEntry = p.Log != "" && len(b.LogEntries()) == 0
 	if ak := AKCertificate(b); ak != nil && p.Log != "" {
-		j.akCert, j.wantProof = ak, p.HaveProof == nil || !p.HaveProof(ProofName(ak))
+		j.akCert, j.wantProof = ak, p.HaveProof == nil || !p.HaveProof(link.LogProofName(ak))
 	}
 	return j, nil
 }
@@ -250,7 +250,7 @@ func (j *job) proof(ctx context.Context) {
 		j.miss(what, j.plan.Log, err)
 		return
 	}
-	j.out.Proof, j.out.ProofAs = raw, ProofName(j.akCert)
+	j.out.Proof, j.out.ProofAs = raw, link.LogProofName(j.akCert)
 }
 
 // miss notes a failure; the caller holds mu.

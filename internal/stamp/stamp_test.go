@@ -110,7 +110,7 @@ func logServer(t *testing.T, b *link.Bundle, w *forge.World, bend func(path stri
 			}
 			index = log.Append(body)
 			log.Fill(2)
-		} else if r.URL.Path != "/log/proof/"+strings.TrimSuffix(strings.TrimPrefix(ProofName(ak.Raw), "sha256-"), ".tlog.json") {
+		} else if r.URL.Path != "/log/proof/"+strings.TrimSuffix(strings.TrimPrefix(link.LogProofName(ak.Raw), "sha256-"), ".tlog.json") {
 			http.NotFound(rw, r)
 			return
 		}

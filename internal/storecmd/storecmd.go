@@ -3,17 +3,16 @@
 package storecmd
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/oci"
-	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -163,23 +162,14 @@ func readItems(args []string) (items []oci.Item, err error) {
 	return items, nil
 }
 
-// beside names the files that a bundle's evidence names by digest: the boot event
-// log, and the proof that the AK's certificate is in the log.
+// beside names what belongs to a bundle and may lie beside it.
 func beside(raw []byte) (names []string) {
 	b, err := link.ParseBundle(raw)
 	if err != nil {
 		return nil // one of another type, or none: Attach says so
 	}
-	e, err := attest.FromCertificate(b.UnverifiedCertificate())
-	if err != nil {
-		return nil
-	}
-	if e.EventLog != nil {
-		if name := link.EventLogName(e.EventLog); filepath.Base(name) == name {
-			names = append(names, name)
-		}
-	}
-	return append(names, fmt.Sprintf("sha256-%x.tlog.json", sha256.Sum256(e.AKCert)))
+	eventLog, logProof := b.NamesBeside()
+	return slices.DeleteFunc([]string{eventLog, logProof}, func(n string) bool { return n == "" })
 }
 
 // fail gives what went wrong its exit code and hint.

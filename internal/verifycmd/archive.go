@@ -210,21 +210,13 @@ func (c *contents) build(o *verifyOptions, q *question) (*archive.Archive, error
 	return b.Close()
 }
 
-// namesBeside are the names under which a bundle's event log and the log proof
-// of its AK certificate lie beside it.
-func namesBeside(raw []byte) (eventLog, proof string) {
+// namesBeside are the names of what lies beside a bundle that was verified.
+func namesBeside(raw []byte) (eventLog, logProof string) {
 	b, err := link.ParseBundle(raw)
 	if err != nil {
 		return "", ""
 	}
-	e, err := attest.FromCertificate(b.UnverifiedCertificate())
-	if err != nil {
-		return "", ""
-	}
-	if e.EventLog != nil {
-		eventLog = link.EventLogName(e.EventLog)
-	}
-	return eventLog, stamping.ProofName(e.AKCert)
+	return b.NamesBeside()
 }
 
 func checkpointName(c link.SeenCheckpoint) string {

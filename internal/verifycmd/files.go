@@ -2,7 +2,6 @@ package verifycmd
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -209,7 +208,7 @@ func findEventLog(bundle string, e *attest.Evidence) ([]byte, error) {
 // findLogProof looks beside the bundle for the log entry of the AK certificate
 // in it. Having none is fine, unless a requirement wants it.
 func findLogProof(bundle string, e *attest.Evidence) ([][]byte, error) {
-	proof, err := cli.ReadInput(filepath.Join(filepath.Dir(bundle), link.LogProofName(sha256.Sum256(e.AKCert))), tlog.MaxEntryJSON)
+	proof, err := cli.ReadInput(filepath.Join(filepath.Dir(bundle), link.LogProofName(e.AKCert)), tlog.MaxEntryJSON)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

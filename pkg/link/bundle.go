@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"sync"
 
 	bundlev1 "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
@@ -203,4 +204,21 @@ const BundleSuffix = ".sigstore.json"
 // bundles whose evidence names its digest.
 func EventLogName(d *attest.TypedDigest) string {
 	return fmt.Sprintf("%s-%x.eventlog", d.Alg, d.Value)
+}
+
+// NamesBeside are the names of the files that lie beside the bundle and belong
+// to its evidence: the boot event log, and the log entry of the AK certificate.
+// Empty where there is none.
+func (b *Bundle) NamesBeside() (eventLog, logProof string) {
+	e, err := attest.FromCertificate(b.UnverifiedCertificate())
+	if err != nil {
+		return "", ""
+	}
+	if e.EventLog != nil {
+		// The evidence is a stranger's: it chooses no directory.
+		if name := EventLogName(e.EventLog); path.Base(name) == name {
+			eventLog = name
+		}
+	}
+	return eventLog, LogProofName(e.AKCert)
 }

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -21,9 +22,9 @@ const (
 	LoggedAttestationCA = "attestation_ca"
 )
 
-// LogProofName is the name under which the log entry of an AK certificate lies
-// beside the bundles that hold the certificate: sum is SHA-256 of its DER.
-func LogProofName(sum [32]byte) string { return "sha256-" + hexHash(sum) + ".tlog.json" }
+// LogProofName is the name under which the log entry of an AK certificate, in
+// DER, lies beside the bundles whose evidence holds the certificate.
+func LogProofName(der []byte) string { return "sha256-" + hexHash(sha256.Sum256(der)) + ".tlog.json" }
 
 // SeenCheckpoint is a log's tree as a verifier once saw it.
 type SeenCheckpoint struct {
