@@ -122,12 +122,8 @@ func (v *linkVerifier) logProofs() (string, error) {
 	if v.verified == nil {
 		return "", errSkip
 	}
-	ak, err := x509.ParseCertificate(v.evidence.AKCert)
-	if err != nil {
-		return "", err
-	}
-	ca := v.attestationCA(ak)
-	if ca == nil {
+	ak, ca := v.ak, v.akIssuer
+	if ak == nil || ca == nil {
 		return "", errors.New("the attestation CA is not in trust.json")
 	}
 	var beside []*rekorv1.TransparencyLogEntry
@@ -218,7 +214,7 @@ func (t *Trust) rememberedProof(e *rekorv1.TransparencyLogEntry, cert, issuer *x
 // holds another.
 func (t *Trust) issuerOf(ca *x509.Certificate) *x509.Certificate {
 	for _, c := range t.attestCAs {
-		if t.signatures.SignedBy(ca, c) == nil {
+		if string(c.RawSubject) == string(ca.RawIssuer) && t.signatures.SignedBy(ca, c) == nil {
 			return c
 		}
 	}

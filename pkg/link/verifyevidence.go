@@ -370,7 +370,8 @@ func (v *linkVerifier) describe() {
 	info := &AKInfo{Name: hex.EncodeToString(ak.Name), Manufacturer: ak.Manufacturer, Firmware: ak.Firmware, Software: ak.Software}
 	if c, err := x509.ParseCertificate(e.AKCert); err == nil {
 		info.NotBefore, info.NotAfter = c.NotBefore.UTC(), c.NotAfter.UTC()
-		if ca := v.attestationCA(c); ca != nil {
+		v.ak, v.akIssuer = c, v.attestationCA(c)
+		if ca := v.akIssuer; ca != nil {
 			info.CertifiedBy, info.CAKeySHA256 = ca.Subject.String(), hexHash(spkiHash(ca))
 		}
 	}
@@ -386,7 +387,8 @@ func (v *linkVerifier) describe() {
 
 func (v *linkVerifier) attestationCA(ak *x509.Certificate) *x509.Certificate {
 	for _, ca := range v.trust.attestCAs {
-		if v.trust.signatures.SignedBy(ak, ca) == nil {
+		// By name first: what is not signed is not remembered, and old CAs stay listed.
+		if string(ca.RawSubject) == string(ak.RawIssuer) && v.trust.signatures.SignedBy(ak, ca) == nil {
 			return ca
 		}
 	}

@@ -50,6 +50,8 @@ type linkVerifier struct {
 	evidence  *attest.Evidence  // evidence.form; nil: the certificate carries none
 	req       *Requirement      // requirement.match
 	verified  *attest.Verified  // evidence.verify
+	ak        *x509.Certificate // evidence.verify
+	akIssuer  *x509.Certificate // evidence.verify
 	tools     []string          // programs.measured; every main program of the step
 	protected bool              // programs.measured
 }
