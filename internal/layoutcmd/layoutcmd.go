@@ -208,7 +208,10 @@ func showCommand() *cobra.Command {
 				fmt.Fprintln(cmd.OutOrStdout(), "\nNOT SIGNED")
 			default:
 				// Claimed: which keys may sign, only a trust.json can say.
-				fmt.Fprintf(cmd.OutOrStdout(), "\nsignatures (%s), which `rootlink verify` checks:\n  %s\n", f.Form(), cli.Clean(strings.Join(ids, "\n  ")))
+				fmt.Fprintf(cmd.OutOrStdout(), "\nsignatures (%s), which `rootlink verify` checks:\n", f.Form())
+				for _, id := range ids {
+					fmt.Fprintf(cmd.OutOrStdout(), "  %s\n", cli.Clean(id))
+				}
 			}
 			if lint != nil {
 				return cli.Fail(cli.ExitPolicy, lint, "it would be refused: docs/layouts.md says what a layout must say")

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -95,10 +96,20 @@ func CheckURL(s string) error {
 		return fmt.Errorf("%q: %w", s, ErrURL)
 	case u.User != nil:
 		return fmt.Errorf("%q names a user: %w", u.Redacted(), ErrURL)
-	case u.Fragment != "" || len(s) > 2048:
+	case strings.Contains(s, "#") || len(s) > 2048:
 		return fmt.Errorf("%.80q: %w", s, ErrURL)
 	}
 	return nil
+}
+
+// CheckLogURL is CheckURL for the base of a log, to which paths are appended: in
+// a query they would end up in it, and whoever announces the base would choose
+// the path that is fetched.
+func CheckLogURL(s string) error {
+	if strings.Contains(s, "?") {
+		return fmt.Errorf("%.80q has a query: %w", s, ErrURL)
+	}
+	return CheckURL(s)
 }
 
 // exchange is one request with its bounded answer.

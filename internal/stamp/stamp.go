@@ -56,7 +56,7 @@ func (p Plan) Check() error {
 		return fmt.Errorf("%d timestamps are needed and %d authorities known", p.Needed, len(p.Timestamps))
 	}
 	if p.Log != "" {
-		return CheckURL(p.Log)
+		return CheckLogURL(p.Log)
 	}
 	return nil
 }

@@ -494,6 +494,12 @@ func TestRefusesURLs(t *testing.T) {
 			t.Errorf("the password is shown: %v", err)
 		}
 	}
+	// What is appended to the base of a log would be part of its query.
+	for _, u := range []string{"http://x/?a=", "http://x/?", "http://x/#"} {
+		if err := (Plan{Log: u}).Check(); !errors.Is(err, ErrURL) {
+			t.Errorf("log %q: %v", u, err)
+		}
+	}
 	if err := (Plan{Timestamps: []string{"http://x"}, Needed: 2}).Check(); err == nil {
 		t.Error("two of one")
 	}

@@ -83,6 +83,11 @@ func classicArtifacts(m map[string]map[string]string) (map[string]in_toto.HashOb
 		if len(d) == 0 || len(d) > link.MaxDigests {
 			return nil, malformed("%q has %d digests", n, len(d))
 		}
+		if !link.StrongDigest(d) {
+			// Rules compare digests: of MD5 or SHA-1 alone, an attacker makes two
+			// artifacts.
+			return nil, fmt.Errorf("%q has no digest of SHA-256 or stronger", n)
+		}
 		for alg, h := range d {
 			if b, err := hex.DecodeString(h); err != nil || len(b) < 16 || h != strings.ToLower(h) {
 				return nil, malformed("%q: %s digest", n, alg)

@@ -502,3 +502,17 @@ func TestRefusesClassicLinksOfFailedOrEscapingSteps(t *testing.T) {
 		s.refuses(t, "link.classic", c.want, link.ErrCrypto, "build.link")
 	}
 }
+
+// Two artifacts with one MD5 are made in seconds: a MATCH of them proves nothing.
+func TestRefusesClassicArtifactsWithWeakDigestsOnly(t *testing.T) {
+	md5, sha1, sha256 := strings.Repeat("0a", 16), strings.Repeat("0a", 20), strings.Repeat("0a", 32)
+	for _, weak := range []map[string]string{{"md5": md5}, {"sha1": sha1}, {"md5": md5, "sha1": sha1}, {"unheard-of": sha256}} {
+		if _, err := classicArtifacts(map[string]map[string]string{"hello": weak}); err == nil {
+			t.Errorf("%v is taken", weak)
+		}
+		weak["sha256"] = sha256
+		if _, err := classicArtifacts(map[string]map[string]string{"hello": weak}); err != nil {
+			t.Errorf("%v: %v", weak, err)
+		}
+	}
+}

@@ -64,6 +64,17 @@ func strongAlg(alg string) bool {
 	return false
 }
 
+// StrongDigest reports whether a set of digests, by algorithm, names one content:
+// nobody can make another with the same.
+func StrongDigest(digests map[string]string) bool {
+	for alg := range digests {
+		if strongAlg(alg) {
+			return true
+		}
+	}
+	return false
+}
+
 // matchFiles compares a directory with the subjects below one name, file by
 // file: each must have its own content under its own name, none may be
 // missing and none may be more.
