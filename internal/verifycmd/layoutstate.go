@@ -21,9 +21,10 @@ const layoutStateFormat = "rootlink-layout-state"
 // name: in-toto's own layouts know an end and no order, so an older one with
 // weaker demands would be as good.
 type layoutState struct {
-	path, key string
-	lock      *os.File
-	file      layoutStateFile
+	path string
+	keys []string // of the trust domain
+	lock *os.File
+	file layoutStateFile
 }
 
 type layoutStateFile struct {
@@ -52,7 +53,7 @@ func openLayoutState(path string, trust *link.Trust) (*layoutState, error) {
 	if err != nil {
 		return nil, cli.Hint(err, other)
 	}
-	s := &layoutState{path: path, key: trust.StateKey(), lock: lock}
+	s := &layoutState{path: path, keys: trust.StateKeys(), lock: lock}
 	if err := s.load(); err != nil {
 		s.close()
 		return nil, err
@@ -76,7 +77,18 @@ func (s *layoutState) load() error {
 	return nil
 }
 
-func (s *layoutState) seen() map[string]layout.Seen { return s.file.Layouts[s.key] }
+// seen is the newest edition of each layout in any of the lines.
+func (s *layoutState) seen() map[string]layout.Seen {
+	out := map[string]layout.Seen{}
+	for _, k := range s.keys {
+		for name, edition := range s.file.Layouts[k] {
+			if known, ok := out[name]; !ok || edition.Serial > known.Serial {
+				out[name] = edition
+			}
+		}
+	}
+	return out
+}
 
 // remember writes the editions in res that passed the checks of a layout.
 func (s *layoutState) remember(res *layout.Result) error {
@@ -90,12 +102,14 @@ func (s *layoutState) remember(res *layout.Result) error {
 	}
 	changed := false
 	for _, l := range res.Layouts {
-		if known := s.file.Layouts[s.key][l.Name]; l.Serial > known.Serial {
-			if s.file.Layouts[s.key] == nil {
-				s.file.Layouts[s.key] = map[string]layout.Seen{}
+		for _, k := range s.keys {
+			if known := s.file.Layouts[k][l.Name]; l.Serial > known.Serial {
+				if s.file.Layouts[k] == nil {
+					s.file.Layouts[k] = map[string]layout.Seen{}
+				}
+				s.file.Layouts[k][l.Name] = layout.Seen{Serial: l.Serial, Digest: l.Digest}
+				changed = true
 			}
-			s.file.Layouts[s.key][l.Name] = layout.Seen{Serial: l.Serial, Digest: l.Digest}
-			changed = true
 		}
 	}
 	if !changed {

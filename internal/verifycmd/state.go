@@ -26,9 +26,10 @@ const (
 // noticed, and the trees of its logs.
 type state struct {
 	path  string
-	key   string // of the serial
+	keys  []string // of the serial: every line that the file at hand belongs to
 	td    string
-	least uint64
+	least uint64 // the highest serial of these lines
+	seen  string // its digest
 	lock  *os.File
 	file  stateFile
 }
@@ -67,7 +68,7 @@ func openState(path string, trust *link.Trust) (*state, error) {
 	if err != nil {
 		return nil, cli.Hint(err, other)
 	}
-	s := &state{path: path, key: trust.StateKey(), td: trust.TrustDomain(), lock: lock}
+	s := &state{path: path, keys: trust.StateKeys(), td: trust.TrustDomain(), lock: lock}
 	if err := s.load(); err != nil {
 		s.close()
 		return nil, err
@@ -92,14 +93,18 @@ func (s *state) load() error {
 	if s.file.Serials == nil {
 		s.file.Serials = map[string]uint64{}
 	}
-	s.least = s.file.Serials[s.key]
+	for _, k := range s.keys {
+		if n := s.file.Serials[k]; n > s.least {
+			s.least, s.seen = n, s.file.Digests[k]
+		}
+	}
 	return nil
 }
 
 // known fills in what was seen before. Keys that the user pinned replace those
 // remembered: that is how a trust domain that was set up anew is accepted.
 func (s *state) known(in *link.Input, pins []string) {
-	in.LeastSerial, in.LeastDigest = s.least, s.file.Digests[s.key]
+	in.LeastSerial, in.LeastDigest = s.least, s.seen
 	in.TrustKeys = pins
 	if len(pins) == 0 {
 		in.TrustKeys = s.file.Keys[s.td]
@@ -124,8 +129,10 @@ func (s *state) remember(trust *link.Trust, seen []link.SeenCheckpoint) error {
 	if s.file.Logs == nil {
 		s.file.Logs = map[string]link.SeenCheckpoint{}
 	}
-	if known, ok := s.file.Serials[s.key]; !ok || trust.Serial() >= known {
-		s.file.Serials[s.key], s.file.Digests[s.key] = trust.Serial(), trust.Digest()
+	for _, k := range s.keys {
+		if known, ok := s.file.Serials[k]; !ok || trust.Serial() >= known {
+			s.file.Serials[k], s.file.Digests[k] = trust.Serial(), trust.Digest()
+		}
 	}
 	s.file.Keys[s.td] = trust.Signers()
 	for _, c := range seen {

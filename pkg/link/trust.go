@@ -445,15 +445,23 @@ func parseHash(s string) (h [32]byte, err error) {
 // spkiHash is SHA-256 of a certificate's SubjectPublicKeyInfo.
 func spkiHash(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
-// StateKey names the line of trust.json files whose serials grow: the trust
-// domain and its oldest authority, which stays listed for ever. A domain that
-// was set up anew under its old name starts another line.
-func (t *Trust) StateKey() string {
+// StateKeys name the lines of trust.json files whose serials grow: the trust
+// domain and a key that signed the file. A domain that was set up anew under its
+// old name has a new key and starts another line.
+//
+// The last one is how earlier releases named a line: by the oldest authority. It
+// is read still, and does not suffice: a file that lists an older authority began
+// a line of its own, and those before it were fresh again in theirs.
+func (t *Trust) StateKeys() []string {
 	oldest := t.authorities[0]
 	for _, a := range t.authorities {
 		if a.Certificate.NotBefore.Before(oldest.Certificate.NotBefore) {
 			oldest = a
 		}
 	}
-	return t.td.Name() + " " + hexHash(spkiHash(oldest.Certificate))
+	var keys []string
+	for _, id := range t.signers {
+		keys = append(keys, t.td.Name()+" key "+id)
+	}
+	return append(keys, t.td.Name()+" "+hexHash(spkiHash(oldest.Certificate)))
 }
