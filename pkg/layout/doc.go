@@ -4,7 +4,8 @@
 // was seen before are arguments.
 //
 // Artifact rules are applied by in-toto-golang's own engine, so that they mean
-// here what they mean elsewhere. Of that module only UnpackRule, VerifyArtifacts,
-// the key loader and the metadata types are used: code without I/O. Signatures,
+// here what they mean elsewhere; what is common is accepted by a queue that a
+// test holds against it. Of that module only UnpackRule, VerifyArtifacts,
+// Set.Filter, the key loader and the metadata types are used: code without I/O. Signatures,
 // time, thresholds and everything about machines are ours.
 package layout
