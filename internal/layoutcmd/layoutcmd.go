@@ -62,7 +62,13 @@ func edit(cmd *cobra.Command, path string, now time.Time, change func(*layout.La
 		l.Issued = now.UTC().Truncate(time.Second)
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s was signed: its signatures are dropped, and it is now serial %d\n", path, l.Serial)
 	}
-	return write(path, l)
+	if err := write(path, l); err != nil {
+		return err
+	}
+	if cli.WantsJSON(cmd) {
+		return cli.PrintJSON(cmd.OutOrStdout(), wrote{path, l.Name, l.Serial, l.Expires, []string{}})
+	}
+	return nil
 }
 
 func write(path string, l *layout.Layout) error {
@@ -71,6 +77,15 @@ func write(path string, l *layout.Layout) error {
 		return cli.Usage("docs/layouts.md has the format", "%w", err)
 	}
 	return files.Write(path, raw, 0o644)
+}
+
+// wrote is what a command says of the layout that it wrote.
+type wrote struct {
+	Out      string    `json:"out"`
+	Name     string    `json:"name"`
+	Serial   uint64    `json:"serial"`
+	Expires  time.Time `json:"expires"`
+	SignedBy []string  `json:"signed_by"` // fingerprints
 }
 
 func newCommand(clock func() time.Time) *cobra.Command {
@@ -98,8 +113,11 @@ func newCommand(clock func() time.Time) *cobra.Command {
 			if err := files.WriteNew(out, raw, 0o644); err != nil {
 				return cli.Hint(err, "--out names another file; add-step changes one that exists")
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), out)
-			return nil
+			if cli.WantsJSON(cmd) {
+				return cli.PrintJSON(cmd.OutOrStdout(), wrote{out, l.Name, l.Serial, l.Expires, []string{}})
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), out)
+			return err
 		},
 	}
 	f := cmd.Flags()
@@ -169,11 +187,18 @@ with the next serial.`,
 			if err := files.Write(out, raw, 0o644); err != nil {
 				return err
 			}
+			by := []string{}
 			for _, s := range signers {
 				fp, err := envelope.Fingerprint(s.Public())
 				if err != nil {
 					return err
 				}
+				by = append(by, fp)
+			}
+			if cli.WantsJSON(cmd) {
+				return cli.PrintJSON(cmd.OutOrStdout(), wrote{out, l.Name, l.Serial, l.Expires, by})
+			}
+			for _, fp := range by {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, serial %d, until %s, signed by %s\n", out, l.Name, l.Serial, l.Expires.Format(time.RFC3339), fp)
 			}
 			return nil

@@ -59,7 +59,7 @@ public key: key.pem, and key.json for in-toto's Python.`,
 				return err
 			}
 			if err != nil {
-				fmt.Fprint(cmd.OutOrStdout(), p.Result.Text())
+				fmt.Fprint(cmd.ErrOrStderr(), p.Result.Text())
 				return pipelineOutcome(p.Result, err)
 			}
 			pinned, err := layout.ExportPinned(p.Input, p.Result, signer, oneOffKey, time.Time{})
@@ -68,6 +68,12 @@ public key: key.pem, and key.json for in-toto's Python.`,
 			}
 			if err := writePinned(out, pinned); err != nil {
 				return err
+			}
+			if cli.WantsJSON(cmd) {
+				return cli.PrintJSON(cmd.OutOrStdout(), struct {
+					Out   string `json:"out"`
+					Links int    `json:"links"`
+				}{out, len(pinned.Links)})
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: root.layout and %d links. They are signed by keys made now: the holder of %s vouches for what was verified.\n", out, len(pinned.Links), key)
 			return nil
