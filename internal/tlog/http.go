@@ -20,6 +20,7 @@ import (
 	"github.com/transparency-dev/tessera/api/layout"
 	"golang.org/x/time/rate"
 
+	"github.com/rootlink/rootlink/pkg/strictjson"
 	pub "github.com/rootlink/rootlink/pkg/tlog"
 )
 
@@ -197,13 +198,8 @@ func (h *handler) write(w http.ResponseWriter, r *http.Request) {
 
 // readRequest returns the body that a request asks for, whose signature holds.
 func readRequest(raw []byte) ([]byte, *x509.Certificate, error) {
-	if err := checkKeys(raw); err != nil {
-		return nil, nil, err
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
 	var req request
-	if err := d.Decode(&req); err != nil {
+	if err := strictjson.Decode(raw, maxRequest, "", &req); err != nil {
 		return nil, nil, fmt.Errorf("not a hashedRekordRequestV002: %w", err)
 	}
 	hr := req.HashedRekord
@@ -236,57 +232,6 @@ func readRequest(raw []byte) ([]byte, *x509.Certificate, error) {
 		return nil, nil, err
 	}
 	return body, cert, nil
-}
-
-// checkKeys refuses what two parsers could read differently.
-func checkKeys(raw []byte) error {
-	const maxDepth = 8
-	d := json.NewDecoder(bytes.NewReader(raw))
-	type object struct {
-		keys  map[string]bool // nil in an array
-		isKey bool
-	}
-	var stack []object
-	for {
-		tok, err := d.Token()
-		if errors.Is(err, io.EOF) {
-			if len(stack) > 0 {
-				return errors.New("not JSON: it ends early")
-			}
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("not JSON: %w", err)
-		}
-		top := len(stack) - 1
-		if s, ok := tok.(string); ok && top >= 0 && stack[top].keys != nil && stack[top].isKey {
-			if k := strings.ToLower(s); stack[top].keys[k] {
-				return fmt.Errorf("duplicate key %.64q", s)
-			} else {
-				stack[top].keys[k], stack[top].isKey = true, false
-			}
-			continue
-		}
-		switch tok {
-		case json.Delim('{'), json.Delim('['):
-			if len(stack) == maxDepth {
-				return errors.New("nested too deeply")
-			}
-			o := object{}
-			if tok == json.Delim('{') {
-				o = object{map[string]bool{}, true}
-			}
-			stack = append(stack, o)
-			continue
-		case json.Delim('}'), json.Delim(']'):
-			stack = stack[:top]
-		}
-		if n := len(stack); n > 0 {
-			stack[n-1].isKey = stack[n-1].keys != nil
-		} else if d.More() {
-			return errors.New("more than one JSON value")
-		}
-	}
 }
 
 // allow limits entries by identity.

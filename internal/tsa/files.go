@@ -208,7 +208,10 @@ func readCertificates(path string) (root *x509.Certificate, leaves []*x509.Certi
 			root = c
 			continue
 		}
-		if err := c.CheckSignatureFrom(root); err != nil || len(leaves) == maxLeaves {
+		if len(leaves) == maxLeaves {
+			return nil, nil, fmt.Errorf("%w: %s holds more than %d signing certificates", ErrIncomplete, path, maxLeaves)
+		}
+		if err := c.CheckSignatureFrom(root); err != nil {
 			return nil, nil, fmt.Errorf("%w: %s: certificate %d is not the root's: %w", ErrIncomplete, path, len(leaves)+1, err)
 		}
 		leaves = append(leaves, c)
