@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"strings"
 
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/archive"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/layout"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 	"github.com/rootlink/rootlink/pkg/tlog"
@@ -25,8 +28,8 @@ func InspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect FILE [--extract DIR]",
 		Short: "Show what is in a bundle, an SVID or trust.json, without verifying it",
-		Long: `Show what is in a bundle, an SVID (PEM or DER), trust.json or an unsigned
-record, without verifying it: nothing that is printed has been checked. "-" is
+		Long: `Show what is in a bundle, an SVID (PEM or DER), trust.json, the log proof beside
+a bundle (*.tlog.json) or an unsigned record, without verifying it: nothing that is printed has been checked. "-" is
 standard input.
 
 --extract writes the parts of a bundle or SVID into DIR, in the forms that other
@@ -64,9 +67,10 @@ type inspected struct {
 	cert     *x509.Certificate
 	evidence *attest.Evidence // nil: none
 	trust    *link.Trust
+	proof    *rekorv1.TransparencyLogEntry
 }
 
-var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json, nor an unsigned record")
+var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json, nor a log proof, nor an unsigned record")
 
 func inspect(cmd *cobra.Command, name, extract string) error {
 	raw, err := cli.ReadInput(name, link.MaxBundle)
@@ -77,7 +81,7 @@ func inspect(cmd *cobra.Command, name, extract string) error {
 	if err != nil {
 		h := ""
 		if errors.Is(err, errUnknownFile) {
-			h = "rootlink run writes bundles, rootlink-server trust export writes trust.json"
+			h = whoShows(raw)
 		}
 		return cli.Fail(cli.ExitInternal, fmt.Errorf("%s: %w", name, err), h)
 	}
@@ -105,6 +109,21 @@ func inspect(cmd *cobra.Command, name, extract string) error {
 		return cli.Usage("inspect a bundle or an SVID", "%s holds no parts to extract", name)
 	}
 	return in.extract(cmd, extract)
+}
+
+// whoShows is what to do with a file that inspect does not read.
+func whoShows(raw []byte) string {
+	kind, _, _, err := link.Document(raw)
+	switch {
+	case err == nil && kind == link.KindRevocations:
+		return "revocations are printed by rootlink trust show"
+	case layout.IsFile(raw):
+		return "layouts are printed by rootlink layout show"
+	case bytes.HasPrefix(raw, []byte(archive.ManifestName+"\x00")):
+		return "archives are judged by rootlink archive check; they are tar files, so tar tf lists them"
+	default:
+		return "rootlink run writes bundles, rootlink-server trust export writes trust.json"
+	}
 }
 
 func decode(raw []byte) (*inspected, error) {
@@ -135,6 +154,12 @@ func decode(raw []byte) (*inspected, error) {
 		if in.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
 			return nil, err
 		}
+	case bytes.HasPrefix(bytes.TrimLeft(raw, " \t\r\n"), []byte("{")):
+		if in.proof, err = tlog.ParseEntry(raw); err != nil {
+			return nil, errUnknownFile
+		}
+		in.kind = "log_proof"
+		return in, nil
 	default:
 		in.kind = "certificate"
 		// An SVID's DER may be followed by its chain.
@@ -155,6 +180,9 @@ func (in *inspected) view() view {
 	v := view{{"unverified", true}, {"kind", in.kind}}
 	if in.trust != nil {
 		return append(v, trustView(in.trust)...)
+	}
+	if in.proof != nil {
+		return append(v, proofView(in.proof)...)
 	}
 	if in.bare != nil {
 		v.add("signed", false)

@@ -2,6 +2,7 @@ package verifycmd
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -12,9 +13,11 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	rekorv1 "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
 func certificateView(c *x509.Certificate) (v view) {
@@ -132,6 +135,25 @@ func ekView(e *attest.Evidence) (v view) {
 	return v
 }
 
+// proofView is an entry of a transparency log.
+func proofView(e *rekorv1.TransparencyLogEntry) (v view) {
+	p := e.GetInclusionProof()
+	v.add("log", tlog.UnverifiedOrigin([]byte(p.GetCheckpoint().GetEnvelope())))
+	v.add("log_id", hex.EncodeToString(e.GetLogId().GetKeyId()))
+	v.add("index", e.GetLogIndex())
+	v.add("tree_size", p.GetTreeSize())
+	v.add("root", hex.EncodeToString(p.GetRootHash()))
+	b, err := tlog.ParseBody(e.GetCanonicalizedBody())
+	if err != nil {
+		v.add("error", err.Error())
+		return v
+	}
+	v.add("digest", hex.EncodeToString(b.Digest[:]))
+	v.add("signed_by", b.Certificate.Subject.String())
+	v.add("key_sha256", hash(b.Certificate.RawSubjectPublicKeyInfo))
+	return v
+}
+
 func trustView(t *link.Trust) (v view) {
 	f := t.File()
 	v.add("trust_domain", f.TrustDomain)
@@ -154,6 +176,23 @@ func trustView(t *link.Trust) (v view) {
 		}
 	}
 	v.add("attestation_cas", cas)
+	v.add("operator", cmp.Or(f.Operator, f.TrustDomain))
+	v.add("authorities_needed", f.Time.AuthoritiesNeeded)
+	var tsas, logs, witnesses []string
+	root := t.TrustedRoot()
+	for _, a := range root.Timestamps {
+		tsas = append(tsas, strings.TrimSpace(fmt.Sprintf("%s from %s %s", cmp.Or(a.URI, a.Chain[len(a.Chain)-1].Subject.String()), stamp(a.Start), a.Operator)))
+	}
+	for _, l := range root.Logs {
+		logs = append(logs, strings.TrimSpace(fmt.Sprintf("%s id %x %s", l.Origin, l.ID, l.Operator)))
+	}
+	for _, w := range f.Witnesses {
+		witnesses = append(witnesses, strings.TrimSpace(w.Key+" "+w.Operator))
+	}
+	v.add("timestamp_authorities", tsas)
+	v.add("logs", logs)
+	v.add("witnesses", witnesses)
+	v.add("log_proofs", len(f.LogProofs))
 	v.add("ek_roots", len(f.EK.Roots))
 	v.add("ek_intermediates", len(f.EK.Intermediates))
 	v.add("ek_allow", f.EK.Allow)
@@ -182,7 +221,7 @@ func trustView(t *link.Trust) (v view) {
 		for _, l := range []struct {
 			name string
 			list []string
-		}{{"tools", r.Tools}, {"recorders", r.Recorders}, {"unprotected_recorders", r.UnprotectedRecorders}, {"eks", r.EKs}, {"pcr_policies", r.PCRPolicies}, {"steps", r.Steps}, {"executables", r.Executables}} {
+		}{{"tools", r.Tools}, {"recorders", r.Recorders}, {"unprotected_recorders", r.UnprotectedRecorders}, {"eks", r.EKs}, {"pcr_policies", r.PCRPolicies}, {"steps", r.Steps}, {"executables", r.Executables}, {"logged", r.Logged}, {"types", r.Types}} {
 			if len(l.list) > 0 {
 				one.add(l.name, l.list)
 			}
