@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/layout"
+
+	"github.com/rootlink/rootlink/internal/needs"
 )
 
 func TestMain(m *testing.M) {
@@ -137,7 +139,7 @@ func TestRefusesToShowAHomeThatLiesElsewhere(t *testing.T) {
 		break
 	}
 	if home == "" {
-		t.Skip("no place for a home outside of those that are hidden anyway")
+		needs.Missing(t, "no place for a home outside of those that are hidden anyway")
 	}
 	secret := filepath.Join(home, "credentials")
 	if err := os.WriteFile(secret, []byte("s3cret"), 0o600); err != nil {

@@ -57,8 +57,10 @@ func (j *Join) Authorities(ctx context.Context) ([]*x509.Certificate, error) {
 		return nil, errors.New("server knows no join lines (is it a stock SPIRE server?): use a trust bundle")
 	}
 	if status.Code(err) == codes.FailedPrecondition {
-		return nil, &callError{"ask for the signed bundle", status.Convert(err).Message(),
-			"start the agent with --trust-bundle FILE in place of --join: `rootlink-server bundle show` prints that file", err}
+		return nil, &callError{
+			"ask for the signed bundle", status.Convert(err).Message(),
+			"start the agent with --trust-bundle FILE in place of --join: `rootlink-server bundle show` prints that file", err,
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask for the signed bundle: %w", err)

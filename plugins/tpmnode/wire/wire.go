@@ -7,8 +7,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"strings"
 
 	"google.golang.org/grpc/metadata"
 )
@@ -71,22 +69,4 @@ func AgentIDPath(ekHash [HashSize]byte) string { return agentPath + hex.EncodeTo
 // function of the hardware alone, so nobody can ask for another's.
 func AgentID(trustDomain string, ekHash [HashSize]byte) string {
 	return "spiffe://" + trustDomain + AgentIDPath(ekHash)
-}
-
-// ParseAgentID is the reverse of AgentID.
-func ParseAgentID(id string) (trustDomain string, ekHash [HashSize]byte, err error) {
-	rest, ok := strings.CutPrefix(id, "spiffe://")
-	if !ok {
-		return "", ekHash, fmt.Errorf("agent ID %q: not a SPIFFE ID", id)
-	}
-	td, hash, ok := strings.Cut(rest, agentPath)
-	if !ok || td == "" || strings.Contains(td, "/") {
-		return "", ekHash, fmt.Errorf("agent ID %q: not of a node attested by %s", id, PluginName)
-	}
-	b, err := hex.DecodeString(hash)
-	if err != nil || len(b) != HashSize || hash != strings.ToLower(hash) {
-		return "", ekHash, fmt.Errorf("agent ID %q: does not end in a lower-case SHA-256", id)
-	}
-	copy(ekHash[:], b)
-	return td, ekHash, nil
 }
