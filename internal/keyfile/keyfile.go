@@ -1,5 +1,6 @@
 // Package keyfile reads the keys that people keep in PEM files: those that sign
 // layouts, trust.json and verification summaries, and those that are pinned.
+// Own reads those that a server keeps for itself.
 package keyfile
 
 import (

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/keyfile"
 )
 
 // Errors of the data directory and the admin socket that callers branch on.
@@ -98,9 +99,6 @@ func (d *dataDir) makeKey(name string) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// maxKeyFile bounds a key file in bytes.
-const maxKeyFile = 64 << 10
-
 // readKey reads a key that makeKey stored.
 func (d *dataDir) readKey(name string) (*ecdsa.PrivateKey, error) {
 	path := d.file(name)
@@ -108,23 +106,12 @@ func (d *dataDir) readKey(name string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("key file %s has mode %v: only its owner may have access", path, fi.Mode())
-	}
 	if err := ownedByUs(path, fi); err != nil {
 		return nil, err
 	}
-	text, err := files.Read(path, maxKeyFile)
+	k, _, err := keyfile.Own(path)
 	if err != nil {
 		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, fmt.Errorf("key file %s holds no PKCS #8 key", path)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("key file %s: %w", path, err)
 	}
 	key, ok := k.(*ecdsa.PrivateKey)
 	if !ok || key.Curve != elliptic.P256() {

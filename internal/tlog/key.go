@@ -9,15 +9,13 @@ import (
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/keyfile"
 	pub "github.com/rootlink/rootlink/pkg/tlog"
 )
-
-const maxKeyFile = 64 << 10 // bytes
 
 // originLine is where the key file keeps the log's name, above the PEM: key and
 // name are one identity, and neither may be changed alone.
@@ -40,24 +38,9 @@ func makeKey(path, origin string) (ed25519.PrivateKey, error) {
 }
 
 func readKey(path string) (ed25519.PrivateKey, string, error) {
-	fi, err := os.Lstat(path)
+	k, text, err := keyfile.Own(path)
 	if err != nil {
 		return nil, "", err
-	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
-		return nil, "", fmt.Errorf("key file %s has mode %v: only its owner may have access", path, fi.Mode())
-	}
-	text, err := files.Read(path, maxKeyFile)
-	if err != nil {
-		return nil, "", err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, "", fmt.Errorf("key file %s holds no PKCS #8 key", path)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, "", fmt.Errorf("key file %s: %w", path, err)
 	}
 	key, ok := k.(ed25519.PrivateKey)
 	if !ok {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
+	"github.com/rootlink/rootlink/internal/keyfile"
 )
 
 // Names of the files in the data directory.
@@ -164,24 +165,12 @@ func (a *Authority) writeKey(name string, key *ecdsa.PrivateKey) error {
 }
 
 func readKey(path string) (*ecdsa.PrivateKey, error) {
-	fi, err := os.Lstat(path)
+	k, _, err := keyfile.Own(path)
+	if errors.Is(err, keyfile.ErrNoKey) {
+		return nil, fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
-		return nil, cli.Hint(fmt.Errorf("key file %s has mode %v: only its owner may have access", path, fi.Mode()), "chmod 600 "+path)
-	}
-	text, err := files.Read(path, maxFile)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, fmt.Errorf("%w: %s holds no PKCS #8 key", ErrIncomplete, path)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrIncomplete, path, err)
 	}
 	key, ok := k.(*ecdsa.PrivateKey)
 	if !ok || key.Curve != elliptic.P256() {
