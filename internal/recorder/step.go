@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/layout"
 	"github.com/rootlink/rootlink/pkg/link"
@@ -93,6 +95,12 @@ func (s *Step) validate() error {
 		return usage("make the directory first", "the bundle cannot be written: %w", err)
 	} else if !st.IsDir() {
 		return usage("", "%s is not a directory", dir)
+	}
+	// Asked of the user's own group, not of the recorder's, which is given up
+	// before anything is written.
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return usage("name a place that you may write to, with --bundle-out or --bundle-dir", "the bundle cannot be written: %w",
+			&os.PathError{Op: "access", Path: dir, Err: err})
 	}
 	for _, p := range s.Products {
 		if _, err := Normalise(p); err != nil {
