@@ -158,3 +158,32 @@ func TestExplainsWhatIsRefusedInOneLook(t *testing.T) {
 		}
 	}
 }
+
+// What a step was to make was lying there already: the rule that names the file
+// is the one to talk about, not the last one that takes everything.
+func TestExplainsWhyAChangeIsNone(t *testing.T) {
+	for name, c := range map[string]struct {
+		side, rule    string
+		before, after string
+		want          string
+	}{
+		"made again":    {"products", "CREATE hello", "1", "2", "it was there before"},
+		"new, modified": {"products", "MODIFY hello", "", "2", "it was not there before"},
+		"unchanged":     {"products", "MODIFY hello", "1", "1", "did not change it"},
+		"removed":       {"materials", "MODIFY hello", "1", "", "not there afterwards"},
+		"kept":          {"materials", "DELETE hello", "1", "2", "it is there still"},
+	} {
+		before, after := map[string]string{}, map[string]string{}
+		if c.before != "" {
+			before["hello"] = c.before
+		}
+		if c.after != "" {
+			after["hello"] = c.after
+		}
+		src := &stepLink{step: "build", materials: hashes(before), products: hashes(after), inTree: true}
+		err := explain("build", side{c.side, rules("CREATE other", c.rule, "DISALLOW *")}, src, nil, nil)
+		if want := "hello is not allowed; " + c.rule + ": "; !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v lacks %q or %q", name, err, want, c.want)
+		}
+	}
+}

@@ -157,17 +157,45 @@ func explain(name string, sd side, src *stepLink, sums map[string]*stepLink, cau
 		return fail(file, "%s is not there", file)
 	}
 	for _, r := range sd.rules[:k] {
-		if d, err := in_toto.UnpackRule(r); err == nil && d["type"] == "match" {
-			if w := matchReason(d, file, src.side(sd.name), sums); w != "" {
-				why = "; " + strings.Join(r, " ") + ": " + w
-				break
-			}
+		d, err := in_toto.UnpackRule(r)
+		if err != nil {
+			continue
+		}
+		w := changeReason(d, file, src)
+		if d["type"] == "match" {
+			w = matchReason(d, file, src.side(sd.name), sums)
+		}
+		if w != "" {
+			why = "; " + strings.Join(r, " ") + ": " + w
+			break
 		}
 	}
 	if n := len(files) - 1; n > 0 {
 		why += fmt.Sprintf("; and %d more", n)
 	}
 	return fail(file, "%s is not allowed%s", file, why)
+}
+
+// changeReason says why a CREATE, DELETE or MODIFY rule does not take an
+// artifact of a step that it is about; "" for any other.
+func changeReason(d map[string]string, name string, src *stepLink) string {
+	if !matcher(d["pattern"], []string{name})(name) {
+		return ""
+	}
+	before, after := has(src.materials, name), has(src.products, name)
+	switch {
+	case d["type"] == "create" && before && after:
+		return "it was there before, as a material of the step"
+	case d["type"] == "delete" && before && after:
+		return "it is there still, as a product of the step"
+	case d["type"] == "modify" && !before:
+		return "it was not there before, as a material of the step"
+	case d["type"] == "modify" && !after:
+		return "it is not there afterwards, as a product of the step"
+	case d["type"] == "modify" && sameHashes(src.materials[name], src.products[name]):
+		return "the step did not change it"
+	}
+	return ""
 }
 
 // matchReason says why a MATCH rule does not take an artifact; "" if it does, or
