@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/envelope"
@@ -20,7 +21,7 @@ const makeKey = "make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_cu
 
 // Private reads a private key, ECDSA P-256 or Ed25519, in PKCS #8 or SEC 1.
 func Private(path string) (crypto.Signer, error) {
-	block, err := read(path)
+	block, err := read(path, makeKey)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +49,7 @@ func Private(path string) (crypto.Signer, error) {
 // Public reads a public key from a PEM file with a public key or a certificate.
 func Public(path string) (crypto.PublicKey, error) {
 	const hint = "give a PEM file with a PUBLIC KEY or a CERTIFICATE, such as `openssl pkey -pubout` writes"
-	block, err := read(path)
+	block, err := read(path, hint)
 	if err != nil {
 		return nil, err
 	}
@@ -80,13 +81,16 @@ func Fingerprint(arg string) (string, error) {
 		return hex.EncodeToString(b), nil
 	}
 	pub, err := Public(arg)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", cli.Usage("a fingerprint is 64 hex digits, a file one with a public key in PEM", "%q is neither the fingerprint of a key nor a file", arg)
+	}
 	if err != nil {
 		return "", err
 	}
 	return envelope.Fingerprint(pub)
 }
 
-func read(path string) (*pem.Block, error) {
+func read(path, hint string) (*pem.Block, error) {
 	raw, err := cli.ReadInput(path, maxFile)
 	if err != nil {
 		return nil, err
@@ -94,7 +98,7 @@ func read(path string) (*pem.Block, error) {
 	for {
 		block, rest := pem.Decode(raw)
 		if block == nil {
-			return nil, cli.Usage(makeKey, "%s: %w", path, errNoPEM)
+			return nil, cli.Usage(hint, "%s: %w", path, errNoPEM)
 		}
 		if block.Type != "EC PARAMETERS" { // openssl ecparam writes them before the key
 			return block, nil
