@@ -198,8 +198,12 @@ with the next serial.`,
 			if cli.WantsJSON(cmd) {
 				return cli.PrintJSON(cmd.OutOrStdout(), wrote{out, l.Name, l.Serial, l.Expires, by})
 			}
-			for _, fp := range by {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, serial %d, until %s, signed by %s\n", out, l.Name, l.Serial, l.Expires.Format(time.RFC3339), fp)
+			for i, fp := range by {
+				id, err := layout.NewKey(signers[i].Public()) // has the ID that `layout show` finds in the file
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, serial %d, until %s, signed by %s (in-toto key ID %s)\n", out, l.Name, l.Serial, l.Expires.Format(time.RFC3339), fp, id.KeyID)
 			}
 			return nil
 		},
@@ -233,7 +237,7 @@ func showCommand() *cobra.Command {
 				fmt.Fprintln(cmd.OutOrStdout(), "\nNOT SIGNED")
 			default:
 				// Claimed: which keys may sign, only a trust.json can say.
-				fmt.Fprintf(cmd.OutOrStdout(), "\nsignatures (%s), which `rootlink verify` checks:\n", f.Form())
+				fmt.Fprintf(cmd.OutOrStdout(), "\nsignatures (%s) by keys with these in-toto IDs, which `rootlink verify` checks:\n", f.Form())
 				for _, id := range ids {
 					fmt.Fprintf(cmd.OutOrStdout(), "  %s\n", cli.Clean(id))
 				}

@@ -82,7 +82,7 @@ func (o *verifyOptions) fetch(ctx context.Context, wantType string, args []strin
 		}
 		if taken == 0 {
 			return f, nil, cli.Fail(cli.ExitPolicy, fmt.Errorf("not verified: %s: none of the %d bundles there is of type %s", ref, len(got.Bundles()), wantType),
-				"`rootlink attach` stores bundles beside an image")
+				nothingOfType(len(got.Bundles())))
 		}
 		if got.Image != "" {
 			args = append(args, oci.Pinned(ref, got.Digest))
@@ -119,6 +119,13 @@ func placeError(err error) error {
 		return cli.Hint(err, "if that registry is meant to have no TLS, say --plain-http")
 	}
 	return err
+}
+
+func nothingOfType(others int) string {
+	if others == 0 {
+		return "`rootlink attach` stores bundles beside an image"
+	}
+	return "--type says which kind of statement is expected: `rootlink fetch` and `rootlink inspect` show which there are"
 }
 
 // asIf reads --at. The present is kept: a time that nobody attests is worth

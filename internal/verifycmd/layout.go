@@ -231,6 +231,9 @@ func pipelineHint(res *layout.Result, err error) string {
 		return "the steps have nothing in common: are the links of one build? if that is meant, --standalone or --may-match-nothing says so in the layout"
 	}
 	f := res.Failure
+	if f.Check == "layout.form" {
+		return "--layout takes what rootlink layout sign wrote: is it another file, or damaged?"
+	}
 	for _, l := range res.Links { // what is said of a link alone fits here too
 		if f.Link == l.Name && l.Verdict != link.VerdictVerified {
 			for _, c := range l.Checks {

@@ -149,7 +149,7 @@ func (v *verifier) layouts() *Layout {
 	v.check("layout.form", "layouts.md, format; in-toto specification 4.3", "", link.ErrCrypto, func() (_ string, err error) {
 		top, err = ParseFile(v.in.Layout.Raw)
 		if err != nil {
-			return "", err
+			return "", fmt.Errorf("%s: %w", v.in.Layout.Name, err)
 		}
 		if len(v.in.Sublayouts) > MaxSublayouts {
 			return "", malformed("%d sublayouts, at most %d allowed", len(v.in.Sublayouts), MaxSublayouts)
