@@ -56,7 +56,7 @@ type peerRecorder struct {
 	least         float64 // how much faster rootlink is to be
 	dir           string
 	args          []string
-	took          samples
+	took, cpu     samples
 	peak          int64
 }
 
@@ -142,7 +142,7 @@ func recording(ctx context.Context, b *bench) error {
 			if r, err = timed(exec.CommandContext(ctx, p.program, p.args...), p.dir); err != nil {
 				return err
 			}
-			p.took, p.peak = append(p.took, r.took), max(p.peak, r.peak)
+			p.took, p.cpu, p.peak = append(p.took, r.took), append(p.cpu, r.cpu), max(p.peak, r.peak)
 		}
 	}
 	for range b.runs {
@@ -166,7 +166,8 @@ func recording(ctx context.Context, b *bench) error {
 	b.out.bytes("peak memory of rootlink run for it", memory, 64<<20, "")
 	for _, p := range peers {
 		b.out.times(p.name+" run of the same, both ends", p.took, p.least, old,
-			fmt.Sprintf("%.1f × rootlink's of a tree just written; peak memory %s", float64(p.took.median())/float64(fresh.median()), size(p.peak)))
+			fmt.Sprintf("%.1f × ours of a tree just written; CPU time: %s; peak memory %s",
+				float64(p.took.median())/float64(fresh.median()), short(p.cpu.median()), size(p.peak)))
 	}
 	return nil
 }
