@@ -70,7 +70,7 @@ func signerMain(ctx context.Context, args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	steps, err := measuredSteps(ctx, *socket, *n, nil)
+	steps, err := measuredSteps(ctx, *socket, *n, func(int) string { return "spiffe://" + trustDomain + ratePath })
 	if err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func (s *step) svid(ctx context.Context, digest [32]byte) (quote string, prepare
 
 // measuredSteps opens n connections that have all seen one tool stopped at its
 // first instruction, and lets the tool end.
-// Step i is of the identity that id names, or with id nil of the only one.
+// Step i is of the identity that id names.
 func measuredSteps(ctx context.Context, socket string, n int, id func(i int) string) ([]*step, error) {
 	t, err := tool()
 	if err != nil {
@@ -194,11 +194,7 @@ func measuredSteps(ctx context.Context, socket string, n int, id func(i int) str
 	_, err = recorder.Run(recorder.Command{Path: t, Args: []string{t}, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stderr, Stderr: os.Stderr},
 		func(*recorder.Exec) error {
 			for i, s := range steps {
-				req := &workloadv1.MeasureRequest{}
-				if id != nil {
-					req.SpiffeId = id(i)
-				}
-				if _, err := s.Measure(withHeader(ctx), req); err != nil {
+				if _, err := s.Measure(withHeader(ctx), &workloadv1.MeasureRequest{SpiffeId: id(i)}); err != nil {
 					return err
 				}
 			}
