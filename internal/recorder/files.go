@@ -56,18 +56,6 @@ type file struct {
 	settled bool
 }
 
-// Len returns the number of files.
-func (r *Recording) Len() int { return len(r.files) }
-
-// Sum returns the digest of a file.
-func (r *Recording) Sum(name string) (sum [32]byte, ok bool) {
-	f, ok := r.files[name]
-	if ok {
-		sum = f.sum
-	}
-	return sum, ok
-}
-
 // Normalise returns the name that a path is recorded under: relative to the
 // working directory, slash-separated, without "..".
 func Normalise(p string) (string, error) {
