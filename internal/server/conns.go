@@ -22,8 +22,9 @@ const (
 )
 
 // connListener bounds the connections that are open. Who has shown no client
-// certificate makes room for who comes next, the oldest first, so that nobody
-// keeps agents out by connecting and staying; agents that are in stay in.
+// certificate makes room for who comes next: the oldest connection of the address
+// that has most of them, so that nobody keeps agents out by connecting and
+// staying, and few addresses drive nobody else out; agents that are in stay in.
 type connListener struct {
 	net.Listener
 	most, mostOfAddress int
@@ -35,6 +36,7 @@ type connListener struct {
 	open   int                   // guarded by mu
 	by     map[string]*addrConns // guarded by mu, by address
 	guests list.List             // guarded by mu; of *serverConn without a certificate, oldest first
+	crowds []map[*addrConns]bool // guarded by mu; at n, the addresses with n guests, n ≥ 1; the last is not empty
 	said   time.Time             // guarded by mu; when the log last told of a lack of room
 }
 
@@ -107,6 +109,7 @@ func (l *connListener) admit(c net.Conn) *serverConn {
 	l.open++
 	a.open++
 	x.inAll, x.inAddress = l.guests.PushBack(x), a.guests.PushBack(x)
+	l.crowd(a, a.guests.Len()-1, a.guests.Len())
 	l.mu.Unlock()
 	if victim != nil {
 		victim.Conn.Close()
@@ -121,9 +124,31 @@ func (l *connListener) guestsOf(a *addrConns) *list.List {
 	case a.open >= l.mostOfAddress:
 		return &a.guests
 	case l.open >= l.most:
-		return &l.guests
+		if last := len(l.crowds) - 1; last > 1 {
+			for crowd := range l.crowds[last] {
+				return &crowd.guests
+			}
+		}
+		return &l.guests // one each, or none
 	}
 	return nil
+}
+
+// crowd notes that a has come to have n guests, and had was before. It is called
+// with mu held.
+func (l *connListener) crowd(a *addrConns, had, n int) {
+	if had > 0 {
+		delete(l.crowds[had], a)
+	}
+	if n > 0 {
+		for len(l.crowds) <= n {
+			l.crowds = append(l.crowds, map[*addrConns]bool{})
+		}
+		l.crowds[n][a] = true
+	}
+	for last := len(l.crowds) - 1; last >= 0 && len(l.crowds[last]) == 0; last-- {
+		l.crowds = l.crowds[:last]
+	}
 }
 
 // refused counts, and says so now and then. It is called with mu held.
@@ -154,7 +179,9 @@ func (l *connListener) remove(x *serverConn) {
 func (l *connListener) settle(x *serverConn) {
 	if x.inAll != nil {
 		l.guests.Remove(x.inAll)
-		l.by[x.from].guests.Remove(x.inAddress)
+		a := l.by[x.from]
+		a.guests.Remove(x.inAddress)
+		l.crowd(a, a.guests.Len()+1, a.guests.Len())
 		x.inAll, x.inAddress = nil, nil
 	}
 }

@@ -79,6 +79,34 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
+// Who has few addresses and opens connections without end closes his own.
+func TestRefusesToCloseForACrowdsSake(t *testing.T) {
+	w := newConnWorld(12, 6)
+	recorder, _ := w.connect("192.0.2.1")
+	for i := range 500 {
+		w.connect(fmt.Sprintf("198.51.100.%d", i%3))
+	}
+	if recorder.closed {
+		t.Fatal("three addresses drove another out")
+	}
+	next, _ := w.connect("192.0.2.2")
+	for i := range 500 {
+		w.connect(fmt.Sprintf("198.51.100.%d", i%3))
+	}
+	if recorder.closed || next.closed {
+		t.Error("three addresses drove another out")
+	}
+	if w.open != 12 || w.guests.Len() != 12 {
+		t.Errorf("%d open, %d guests", w.open, w.guests.Len())
+	}
+	for w.guests.Len() > 0 {
+		w.guests.Front().Value.(*serverConn).Close()
+	}
+	if len(w.crowds) != 0 || len(w.by) != 0 {
+		t.Errorf("left: %v, %v", w.crowds, w.by)
+	}
+}
+
 func TestRefusesConnectionsWhereAllHaveCertificates(t *testing.T) {
 	w := newConnWorld(100, 2)
 	var held []*serverConn

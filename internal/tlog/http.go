@@ -26,10 +26,14 @@ import (
 
 // Limits of the write endpoint.
 const (
-	maxRequest    = 2 * pub.MaxBody // bytes of a request's JSON
-	writeTimeout  = 20 * time.Second
-	maxWriters    = 2048 // requests that wait for a checkpoint at a time
-	identityRate  = 20   // entries per second and SPIFFE ID
+	maxRequest   = 2 * pub.MaxBody // bytes of a request's JSON
+	writeTimeout = 20 * time.Second
+	maxWriters   = 2048 // requests that wait for a checkpoint at a time
+	// Anybody may ask for a proof, and an entry is on the tiles before it is
+	// published: while witnesses are away, each who asks for it would wait.
+	maxProofWaits = 128
+	proofWait     = 2 * time.Second
+	identityRate  = 20 // entries per second and SPIFFE ID
 	identityBurst = 200
 	maxIdentities = 4096 // remembered
 )
@@ -48,7 +52,7 @@ func (l *Log) Handler(c HandlerConfig) http.Handler {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	h := &handler{l: l, c: c, writers: make(chan struct{}, maxWriters), limits: map[string]*rate.Limiter{}}
+	h := &handler{l: l, c: c, writers: make(chan struct{}, maxWriters), proofs: make(chan struct{}, maxProofWaits), limits: map[string]*rate.Limiter{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /checkpoint", h.checkpoint)
 	mux.HandleFunc("GET /tile/{path...}", h.tile)
@@ -61,6 +65,7 @@ type handler struct {
 	l       *Log
 	c       HandlerConfig
 	writers chan struct{}
+	proofs  chan struct{}
 
 	mu     sync.Mutex
 	limits map[string]*rate.Limiter
@@ -128,7 +133,14 @@ func (h *handler) proof(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusBadRequest, "not a SHA-256 in lower-case hex")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout)
+	select {
+	case h.proofs <- struct{}{}:
+		defer func() { <-h.proofs }()
+	default:
+		h.fail(w, ErrBusy)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), proofWait)
 	defer cancel()
 	e, err := h.l.CertificateProof(ctx, [32]byte(digest))
 	if err != nil {
@@ -181,7 +193,9 @@ func (h *handler) write(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusForbidden, "only SVIDs of this trust domain write here: "+err.Error())
 		return
 	}
-	if !h.allow(id) {
+	// Entries are public: were one that is there counted, any stranger who sends
+	// it again would use up what its identity may write.
+	if !h.l.holds(body) && !h.allow(id) {
 		w.Header().Set("Retry-After", "1")
 		h.refuse(w, http.StatusTooManyRequests, "too many entries by "+id)
 		return

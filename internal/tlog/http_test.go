@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -206,15 +208,88 @@ func TestRefusesRequests(t *testing.T) {
 // One stolen SVID must not fill the disk.
 func TestRefusesFloods(t *testing.T) {
 	s := newServer(t)
+	reqs := make(chan string, 220)
+	for i := range cap(reqs) {
+		reqs <- writeRequest(t, s.signer, fmt.Sprint("statement ", i))
+	}
+	close(reqs)
+	var limited atomic.Int32
+	var wg sync.WaitGroup
+	for range 20 { // for one checkpoint holds many
+		wg.Go(func() {
+			for req := range reqs {
+				if code, _ := s.post(t, req); code == http.StatusTooManyRequests {
+					limited.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := limited.Load(); n != 20 {
+		t.Errorf("%d of 220 were refused, want 20", n)
+	}
+}
+
+// What is in the log anybody can send again.
+func TestRefusesToCountReplaysAgainstTheSigner(t *testing.T) {
+	s := newServer(t)
 	req := writeRequest(t, s.signer, "statement")
-	limited := 0
 	for range 220 {
-		if code, _ := s.post(t, req); code == http.StatusTooManyRequests {
-			limited++
+		if code, body := s.post(t, req); code != http.StatusCreated {
+			t.Fatalf("%d %s", code, body)
 		}
 	}
-	if limited != 20 {
-		t.Errorf("%d of 220 were refused, want 20", limited)
+	if code, body := s.post(t, writeRequest(t, s.signer, "another")); code != http.StatusCreated {
+		t.Errorf("the signer may write no more: %d %s", code, body)
+	}
+}
+
+// While witnesses are away nothing is published, and who asks for the proof of
+// what the tiles show already would wait for it.
+func TestRefusesToLetManyWaitForProofs(t *testing.T) {
+	w := &forge.WitnessServer{LogWitness: forge.NewLogWitness(t, "witness.example.com", time.Now())}
+	witness := httptest.NewServer(w)
+	defer witness.Close()
+	c := config(t.TempDir())
+	c.WitnessPolicy = fmt.Appendf(nil, "witness one %s %s\nquorum one\n", w.Info().Key, witness.URL)
+	l, err := tlog.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	w.Away.Store(true)
+	ca := forge.P256(t)
+	cert := forge.Sign(t, &x509.Certificate{NotBefore: forge.Epoch(), NotAfter: forge.Epoch().AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true}, nil, ca.Public(), ca)
+	digest := sha256.Sum256(cert.Raw)
+	sig, err := ca.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := pub.EntryBody(digest, sig, cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Integrate(t.Context(), body); err != nil {
+		t.Fatal(err)
+	}
+	h := l.Handler(tlog.HandlerConfig{})
+	ask := func() int {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("/proof/%x", digest), nil))
+		return rec.Code
+	}
+	begun := time.Now()
+	var wg sync.WaitGroup
+	for range 300 {
+		wg.Go(func() {
+			if code := ask(); code != http.StatusServiceUnavailable {
+				t.Errorf("status %d", code)
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("they waited %v", took)
 	}
 }
 

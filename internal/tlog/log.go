@@ -263,6 +263,15 @@ func (l *Log) Integrate(ctx context.Context, body []byte) (uint64, error) {
 	}
 }
 
+// holds reports whether an entry is there or on its way.
+func (l *Log) holds(body []byte) bool {
+	leaf := [32]byte(rfc6962.DefaultHasher.HashLeaf(body))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok, err := l.index.leaf(leaf)
+	return l.flying[leaf] != nil || err == nil && ok
+}
+
 // launch gives an entry to the appender, unless it is there or on its way.
 func (l *Log) launch(leaf [32]byte, entry *pub.Entry, body []byte) (*flight, error) {
 	l.mu.Lock()
