@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -52,7 +53,10 @@ func (l *Log) Handler(c HandlerConfig) http.Handler {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	h := &handler{l: l, c: c, writers: make(chan struct{}, maxWriters), proofs: make(chan struct{}, maxProofWaits), limits: map[string]*rate.Limiter{}}
+	h := &handler{
+		l: l, c: c, writers: make(chan struct{}, maxWriters), proofs: make(chan struct{}, maxProofWaits),
+		reading: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), limits: map[string]*rate.Limiter{},
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /checkpoint", h.checkpoint)
 	mux.HandleFunc("GET /tile/{path...}", h.tile)
@@ -66,6 +70,7 @@ type handler struct {
 	c       HandlerConfig
 	writers chan struct{}
 	proofs  chan struct{}
+	reading chan struct{}
 
 	mu     sync.Mutex
 	limits map[string]*rate.Limiter
@@ -183,7 +188,15 @@ func (h *handler) write(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusBadRequest, "the request ended early")
 		return
 	}
+	// As many at a time as half of the processors: strangers' signatures must
+	// leave the rest to those who issue SVIDs.
+	select {
+	case h.reading <- struct{}{}:
+	case <-r.Context().Done():
+		return
+	}
 	body, cert, err := readRequest(raw)
+	<-h.reading
 	if err != nil {
 		h.refuse(w, http.StatusBadRequest, err.Error())
 		return

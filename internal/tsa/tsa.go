@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -72,6 +73,9 @@ type Config struct {
 // Authority answers requests for timestamps.
 type Authority struct {
 	cfg Config
+	// signing holds those whose token is being made: half of the processors.
+	// Strangers who ask without end must leave the rest to those who issue SVIDs.
+	signing chan struct{}
 
 	changing sync.Mutex // held by Maintain
 	state    atomic.Pointer[state]
@@ -100,7 +104,7 @@ func Open(c Config) (*Authority, error) {
 	if c.LeafLife == 0 {
 		c.LeafLife = LeafLife
 	}
-	a := &Authority{cfg: c}
+	a := &Authority{cfg: c, signing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 	s, err := a.load()
 	if err != nil {
 		return nil, fmt.Errorf("timestamp authority: %w", err)
@@ -235,7 +239,14 @@ func (a *Authority) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the request does not end in time or size", code)
 		return
 	}
+	// Not before the body is here: one who sends it slowly keeps nobody waiting.
+	select {
+	case a.signing <- struct{}{}:
+	case <-r.Context().Done():
+		return
+	}
 	out, err := a.Answer(body)
+	<-a.signing
 	if err != nil {
 		a.cfg.Log.Error("timestamp", "error", err)
 		http.Error(w, "internal error", http.StatusInternalServerError)
