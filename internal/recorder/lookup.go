@@ -34,7 +34,10 @@ func Lookup(name string, env []string) (string, error) {
 		if err == nil {
 			return p, nil
 		}
-		if found == nil && !errors.Is(err, ErrNotFound) {
+		// A directory that may not be searched is passed over, as shells do:
+		// nobody can say that the program is there.
+		var stat *fs.PathError
+		if found == nil && !errors.Is(err, ErrNotFound) && !errors.As(err, &stat) {
 			found = err
 		}
 	}

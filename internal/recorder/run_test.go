@@ -320,6 +320,24 @@ func TestSetgidRecorder(t *testing.T) {
 	}
 }
 
+// A directory of root's in PATH, such as sudo leaves there, says nothing of a
+// program that is nowhere.
+func TestLookupPassesOverClosedDirectories(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may search everywhere")
+	}
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.Mkdir(closed, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Lookup("none", []string{"PATH=" + closed}); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if got, err := Lookup("true", []string{"PATH=" + closed + ":/bin"}); err != nil || got != "/bin/true" {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
 func TestLookup(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string, mode os.FileMode) string {
