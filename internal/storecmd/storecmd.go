@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"path/filepath"
 	"slices"
 
@@ -187,6 +188,8 @@ func fail(err error) error {
 		return cli.Hint(err, "if that registry is meant to have no TLS, say --plain-http or oci+http:")
 	case errors.Is(err, oci.ErrNotFound):
 		return cli.Hint(err, "check the reference for a typing error, and that the image is there")
+	case errors.As(err, new(*url.Error)):
+		return cli.Hint(err, "is that the registry's address, and can it be reached from here?")
 	}
 	return err
 }

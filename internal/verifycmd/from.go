@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -117,6 +118,8 @@ func placeError(err error) error {
 		return cli.Fail(cli.ExitUsage, err, "such as oci-layout:DIR, oci:HOST/REPOSITORY:TAG, or with @sha256:… for one image of several")
 	case errors.Is(err, oci.ErrPlainHTTP):
 		return cli.Hint(err, "if that registry is meant to have no TLS, say --plain-http")
+	case errors.As(err, new(*url.Error)):
+		return cli.Hint(err, "is that the registry's address, and can it be reached from here?")
 	}
 	return err
 }
