@@ -231,6 +231,9 @@ func pipelineHint(res *layout.Result, err error) string {
 		return "the steps have nothing in common: are the links of one build? if that is meant, --standalone or --may-match-nothing says so in the layout"
 	}
 	f := res.Failure
+	if strings.HasPrefix(f.Check, "trust.") { // as of links without a layout
+		return hint(&link.Failure{Check: f.Check}, err)
+	}
 	if f.Check == "layout.form" {
 		return "--layout takes what rootlink layout sign wrote: is it another file, or damaged?"
 	}
