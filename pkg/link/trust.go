@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
@@ -228,6 +229,10 @@ func (t *Trust) readLayoutKeys() error {
 	for i, k := range t.file.LayoutKeys {
 		pub, err := x509.ParsePKIXPublicKey(k.Key)
 		if err != nil {
+			return malformed("layout key %d (%s): %w", i, k.Name, err)
+		}
+		// One that cannot sign a layout would count for nothing in silence.
+		if err := envelope.CheckKey(pub); err != nil {
 			return malformed("layout key %d (%s): %w", i, k.Name, err)
 		}
 		t.layoutKeys = append(t.layoutKeys, pub)

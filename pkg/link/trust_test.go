@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
@@ -366,5 +367,23 @@ func TestRefusesMalformedTrustedRoot(t *testing.T) {
 	}
 	if _, err := MarshalTrustedRoot([]Authority{{Certificate: other}}); !errors.Is(err, ErrMalformed) {
 		t.Errorf("an authority without a window was written: %v", err)
+	}
+}
+
+// A key of a kind that signs no layouts would sit in trust.json and count for
+// nothing.
+func TestRefusesLayoutKeyThatCannotSign(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := testTrustFile(t)
+	f.LayoutKeys = []LayoutKey{{Name: "rsa", Key: der}}
+	if _, err := NewTrust(f); !errors.Is(err, ErrMalformed) {
+		t.Errorf("err = %v, want ErrMalformed", err)
 	}
 }
