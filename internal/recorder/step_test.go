@@ -148,15 +148,8 @@ func TestStepFailsBeforeTheToolStarts(t *testing.T) {
 		{"product outside", func(_ *testing.T, _ *issuer, s *Step) { s.Products = []string{"../x"} }, 125, "directory"},
 		{"no materials", func(_ *testing.T, _ *issuer, s *Step) { s.Materials = []string{"none"} }, 125, "path"},
 		{"no bundle directory", func(_ *testing.T, _ *issuer, s *Step) { s.BundleDir = "none" }, 125, "directory"},
-		{"a directory of somebody else", func(t *testing.T, _ *issuer, s *Step) {
-			if os.Geteuid() == 0 {
-				t.Skip("root may write everywhere")
-			}
-			s.BundleDir = t.TempDir()
-			if err := os.Chmod(s.BundleDir, 0o555); err != nil {
-				t.Fatal(err)
-			}
-		}, 125, "--bundle-out"},
+		// Even root may not write there, whatever its capabilities.
+		{"a directory of somebody else", func(_ *testing.T, _ *issuer, s *Step) { s.BundleDir = "/proc/sys" }, 125, "--bundle-out"},
 		{"bad step name", func(_ *testing.T, _ *issuer, s *Step) { s.Name = "../x" }, 125, "letters"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
