@@ -13,8 +13,10 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -65,7 +67,7 @@ type Client struct {
 func NewClient() *Client {
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: connectTimeout, Control: refuseLinkLocal}).DialContext,
 		TLSHandshakeTimeout:    connectTimeout,
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true,
@@ -81,6 +83,20 @@ func NewClient() *Client {
 		attempt: attemptTimeout,
 		grace:   3 * time.Second,
 	}
+}
+
+// refuseLinkLocal keeps us from what clouds offer a machine's own programs at
+// such addresses, without a password: a server announces URLs, and must not have
+// builders ask there for it. Resolved names come by here too.
+func refuseLinkLocal(_, address string, _ syscall.RawConn) error {
+	a, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	if a.Addr().Unmap().IsLinkLocalUnicast() {
+		return fmt.Errorf("%s is a link-local address, where no authority or log is: %w", a.Addr(), ErrURL)
+	}
+	return nil
 }
 
 // Close gives up the connections that are kept.
