@@ -3,13 +3,15 @@ package link
 import (
 	"errors"
 	"fmt"
+
+	"github.com/rootlink/rootlink/pkg/strictjson"
 )
 
 // Outcomes that a caller branches on. Every failure of this package is one of
 // them (errors.Is).
 var (
 	// ErrMalformed: input that is not what it claims to be in form.
-	ErrMalformed = errors.New("malformed")
+	ErrMalformed = strictjson.ErrMalformed
 	// ErrCrypto: a signature, chain, binding or time check failed.
 	ErrCrypto = errors.New("cryptographic check failed")
 	// ErrPolicy: everything is genuine and yet not what was asked for.

@@ -8,17 +8,11 @@ import (
 )
 
 func scanJSON(b []byte, limit int) error {
-	if err := strictjson.Scan(b, limit, ""); err != nil {
-		return malformed("%w", err)
-	}
-	return nil
+	return strictjson.Scan(b, limit, "")
 }
 
 func decodeStrict(b []byte, limit int, open string, v any) error {
-	if err := strictjson.Decode(b, limit, open, v); err != nil {
-		return malformed("%w", err)
-	}
-	return nil
+	return strictjson.Decode(b, limit, open, v)
 }
 
 // encode is compact JSON with sorted map keys and no HTML escaping.
