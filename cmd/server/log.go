@@ -160,6 +160,11 @@ func logCheck(at *location) *cobra.Command {
 
 func printLogCheck(w io.Writer, o logCheckJSON) error {
 	var f fields
+	verdict := "sound: every entry was read, and hashes to the checkpoint's root"
+	if len(o.Alarms) > 0 {
+		verdict = fmt.Sprintf("%d ALARMS", len(o.Alarms))
+	}
+	f.add("verdict", verdict)
 	f.add("log", o.Origin)
 	f.add("size", strconv.FormatUint(o.Size, 10))
 	f.add("root", o.Root)
