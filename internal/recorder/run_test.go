@@ -323,12 +323,22 @@ func TestSetgidRecorder(t *testing.T) {
 // A directory of root's in PATH, such as sudo leaves there, says nothing of a
 // program that is nowhere.
 func TestLookupPassesOverClosedDirectories(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root may search everywhere")
-	}
 	closed := filepath.Join(t.TempDir(), "closed")
 	if err := os.Mkdir(closed, 0); err != nil {
 		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		// Root may search everywhere: this thread looks as nobody.
+		runtime.LockOSThread()
+		if err := unix.Setfsuid(65534); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Setfsuid(0); err != nil {
+				t.Error(err)
+			}
+			runtime.UnlockOSThread()
+		})
 	}
 	if _, err := Lookup("none", []string{"PATH=" + closed}); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
