@@ -52,23 +52,27 @@ func (r *Recording) list(names map[string]bool, folded map[int]bool) ([]link.Res
 		if !folded[i] {
 			continue
 		}
-		whole, err := r.tree(root)
+		whole, symlinks, err := r.tree(root)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, whole)
+		for _, n := range symlinks {
+			r.Skipped = append(r.Skipped, n+": symlink, which a dirHash does not cover")
+		}
 	}
 	slices.Sort(r.Skipped)
 	r.Skipped = slices.Compact(r.Skipped)
 	return out, nil
 }
 
-// tree is a directory that was asked for as one dirHash.
-func (r *Recording) tree(root root) (link.Resource, error) {
+// tree is a directory that was asked for as one dirHash, and the symlinks in it
+// that a dirHash does not cover.
+func (r *Recording) tree(root root) (_ link.Resource, symlinks []string, err error) {
 	tree := make(map[string][32]byte, len(root.files))
 	for _, n := range root.files {
 		if r.files[n].link {
-			r.Skipped = append(r.Skipped, n+": symlink, which a dirHash does not cover")
+			symlinks = append(symlinks, n)
 			continue
 		}
 		rel := n
@@ -78,7 +82,7 @@ func (r *Recording) tree(root root) (link.Resource, error) {
 		tree[rel] = r.files[n].sum
 	}
 	sum, err := link.DirHash(tree)
-	return link.Resource{Name: root.name, Digest: map[string]string{link.DirHashAlg: sum}}, err
+	return link.Resource{Name: root.name, Digest: map[string]string{link.DirHashAlg: sum}}, symlinks, err
 }
 
 // Materials is Resources for what goes into a step: as many files as a statement
@@ -95,13 +99,11 @@ func (r *Recording) Materials() ([]link.Resource, error) {
 		if !root.dir || there || len(root.files) <= link.MaxSubjects || len(out) == link.MaxMaterials {
 			continue
 		}
-		whole, err := r.tree(root)
+		whole, _, err := r.tree(root) // its symlinks are listed one by one
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, whole)
 	}
-	slices.Sort(r.Skipped)
-	r.Skipped = slices.Compact(r.Skipped)
 	return out, nil
 }
