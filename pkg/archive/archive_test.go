@@ -132,18 +132,18 @@ func TestRefusesChangedArchive(t *testing.T) {
 			return b, true
 		}, ErrMalformed},
 		"no manifest":      {func(h *tar.Header, b []byte) ([]byte, bool) { return b, h.Name != ManifestName }, ErrMalformed},
-		"unknown key":      {manifest(`"format"`, `"colour": "red", "format"`), ErrMalformed},
-		"other version":    {manifest(`"version": 1`, `"version": 2`), ErrMalformed},
-		"unknown role":     {manifest(`"role": "trust"`, `"role": "thrust"`), ErrMalformed},
-		"path traversal":   {everywhere(bundle, "bundles/../../a"), ErrMalformed},
-		"absolute path":    {everywhere(bundle, "/bundles/a.sigstore.json"), ErrMalformed},
-		"path upwards":     {everywhere(bundle, "../a.sigstore.json"), ErrMalformed},
-		"path below":       {everywhere(bundle, "bundles/b/a.sigstore.json"), ErrMalformed},
-		"another's room":   {everywhere(bundle, "trust/a.sigstore.json"), ErrMalformed},
-		"same file twice":  {manifest(bundle, "bundles/build.sigstore.json"), ErrMalformed},
-		"negative size":    {manifest(`"size": 3`, `"size": -3`), ErrMalformed},
-		"enormous size":    {manifest(`"size": 3`, `"size": 999999999999`), ErrMalformed},
-		"digest not a hex": {manifest(`"sha256": "`, `"sha256": "Z`), ErrMalformed},
+		"unknown key":      {manifest(t, `"format"`, `"colour": "red", "format"`), ErrMalformed},
+		"other version":    {manifest(t, `"version": 1`, `"version": 2`), ErrMalformed},
+		"unknown role":     {manifest(t, `"role": "trust"`, `"role": "thrust"`), ErrMalformed},
+		"path traversal":   {everywhere(t, bundle, "bundles/../../a"), ErrMalformed},
+		"absolute path":    {everywhere(t, bundle, "/bundles/a.sigstore.json"), ErrMalformed},
+		"path upwards":     {everywhere(t, bundle, "../a.sigstore.json"), ErrMalformed},
+		"path below":       {everywhere(t, bundle, "bundles/b/a.sigstore.json"), ErrMalformed},
+		"another's room":   {everywhere(t, bundle, "trust/a.sigstore.json"), ErrMalformed},
+		"same file twice":  {manifest(t, bundle, "bundles/build.sigstore.json"), ErrMalformed},
+		"negative size":    {manifest(t, `"size": 3`, `"size": -3`), ErrMalformed},
+		"enormous size":    {manifest(t, `"size": 3`, `"size": 999999999999`), ErrMalformed},
+		"digest not a hex": {manifest(t, `"sha256": "`, `"sha256": "Z`), ErrMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := Open(bytes.NewReader(rewrite(t, raw, c.change))); !errors.Is(err, c.want) {
@@ -153,21 +153,21 @@ func TestRefusesChangedArchive(t *testing.T) {
 	}
 }
 
-func manifest(old, with string) func(h *tar.Header, content []byte) ([]byte, bool) {
+func manifest(tb testing.TB, old, with string) func(h *tar.Header, content []byte) ([]byte, bool) {
 	return func(h *tar.Header, b []byte) ([]byte, bool) {
 		if h.Name != ManifestName {
 			return b, true
 		}
 		if !bytes.Contains(b, []byte(old)) {
-			panic("nothing to change: " + old)
+			tb.Errorf("nothing to change: %s", old)
 		}
 		return bytes.Replace(b, []byte(old), []byte(with), 1), true
 	}
 }
 
 // everywhere also renames the tar's entry: else its absence is what is refused.
-func everywhere(old, with string) func(h *tar.Header, content []byte) ([]byte, bool) {
-	inManifest := manifest(old, with)
+func everywhere(tb testing.TB, old, with string) func(h *tar.Header, content []byte) ([]byte, bool) {
+	inManifest := manifest(tb, old, with)
 	return func(h *tar.Header, b []byte) ([]byte, bool) {
 		if h.Name == old {
 			h.Name = with

@@ -115,7 +115,7 @@ func TestRefusesSharedCache(t *testing.T) {
 	}{
 		"not said": {nil, false},
 		"fresh":    {[]Cache{{Name: "GOCACHE", Path: "/job/1", Fresh: true}}, true},
-		"warm":     {[]Cache{{Name: "GOCACHE", Path: "/job/1", Fresh: true}, {Name: "GOMODCACHE", Path: "/root/go/pkg/mod", Reason: "31 entries"}}, false},
+		"warm":     {[]Cache{{Name: "GOCACHE", Path: "/job/1", Fresh: true}, {Name: "GOMODCACHE", Path: "/home/builder/go/pkg/mod", Reason: "31 entries"}}, false},
 	} {
 		s, _, _ := ranScene(t)
 		s.requirement().CachesPerJob = true
@@ -125,7 +125,7 @@ func TestRefusesSharedCache(t *testing.T) {
 			continue
 		}
 		res := s.refuses(t, "requirement.caches", ErrSharedCache)
-		if name == "warm" && !strings.Contains(res.Failure.Message, "GOMODCACHE /root/go/pkg/mod: 31 entries") {
+		if name == "warm" && !strings.Contains(res.Failure.Message, "GOMODCACHE /home/builder/go/pkg/mod: 31 entries") {
 			t.Error(res.Failure.Message)
 		}
 	}
