@@ -291,8 +291,10 @@ func (x *PrepareRequest) GetPayloadSha256() []byte {
 }
 
 type PrepareResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Evidence      []byte                 `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"` // DER value of the id-pe-cmw extension to put into the CSR
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DER value of the id-pe-cmw extension to put into the CSR. Empty: the server
+	// does not carry evidence in SVIDs, Issue answers with a detached record.
+	Evidence      []byte `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -386,6 +388,7 @@ type IssueResponse struct {
 	ImaLog        []byte                 `protobuf:"bytes,4,opt,name=ima_log,json=imaLog,proto3" json:"ima_log,omitempty"`
 	TimestampUrls []string               `protobuf:"bytes,5,rep,name=timestamp_urls,json=timestampUrls,proto3" json:"timestamp_urls,omitempty"`
 	LogUrl        string                 `protobuf:"bytes,6,opt,name=log_url,json=logUrl,proto3" json:"log_url,omitempty"`
+	Detached      []byte                 `protobuf:"bytes,7,opt,name=detached,proto3" json:"detached,omitempty"` // as in VouchResponse; empty where the SVID carries the evidence
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +463,13 @@ func (x *IssueResponse) GetLogUrl() string {
 		return x.LogUrl
 	}
 	return ""
+}
+
+func (x *IssueResponse) GetDetached() []byte {
+	if x != nil {
+		return x.Detached
+	}
+	return nil
 }
 
 type WhoamiRequest struct {
@@ -666,6 +676,120 @@ func (x *Match) GetRefusal() string {
 	return ""
 }
 
+type VouchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	X509Svid      [][]byte               `protobuf:"bytes,1,rep,name=x509_svid,json=x509Svid,proto3" json:"x509_svid,omitempty"`                // DER chain, leaf first
+	PayloadSha256 []byte                 `protobuf:"bytes,2,opt,name=payload_sha256,json=payloadSha256,proto3" json:"payload_sha256,omitempty"` // SHA-256 of the DSSE pre-authentication encoding
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VouchRequest) Reset() {
+	*x = VouchRequest{}
+	mi := &file_rootlink_workload_v1_issuer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VouchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VouchRequest) ProtoMessage() {}
+
+func (x *VouchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_workload_v1_issuer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VouchRequest.ProtoReflect.Descriptor instead.
+func (*VouchRequest) Descriptor() ([]byte, []int) {
+	return file_rootlink_workload_v1_issuer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *VouchRequest) GetX509Svid() [][]byte {
+	if x != nil {
+		return x.X509Svid
+	}
+	return nil
+}
+
+func (x *VouchRequest) GetPayloadSha256() []byte {
+	if x != nil {
+		return x.PayloadSha256
+	}
+	return nil
+}
+
+type VouchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Detached record without signature and token (docs/evidence.md, Detached):
+	// the holder of the SVID's key adds both.
+	Detached      []byte `protobuf:"bytes,1,opt,name=detached,proto3" json:"detached,omitempty"`
+	EventLog      []byte `protobuf:"bytes,2,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"` // boot event log that the evidence names, may be empty
+	ImaLog        []byte `protobuf:"bytes,3,opt,name=ima_log,json=imaLog,proto3" json:"ima_log,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VouchResponse) Reset() {
+	*x = VouchResponse{}
+	mi := &file_rootlink_workload_v1_issuer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VouchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VouchResponse) ProtoMessage() {}
+
+func (x *VouchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rootlink_workload_v1_issuer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VouchResponse.ProtoReflect.Descriptor instead.
+func (*VouchResponse) Descriptor() ([]byte, []int) {
+	return file_rootlink_workload_v1_issuer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *VouchResponse) GetDetached() []byte {
+	if x != nil {
+		return x.Detached
+	}
+	return nil
+}
+
+func (x *VouchResponse) GetEventLog() []byte {
+	if x != nil {
+		return x.EventLog
+	}
+	return nil
+}
+
+func (x *VouchResponse) GetImaLog() []byte {
+	if x != nil {
+		return x.ImaLog
+	}
+	return nil
+}
+
 var File_rootlink_workload_v1_issuer_proto protoreflect.FileDescriptor
 
 const file_rootlink_workload_v1_issuer_proto_rawDesc = "" +
@@ -695,14 +819,15 @@ const file_rootlink_workload_v1_issuer_proto_rawDesc = "" +
 	"\x0fPrepareResponse\x12\x1a\n" +
 	"\bevidence\x18\x01 \x01(\fR\bevidence\" \n" +
 	"\fIssueRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"\xc4\x01\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\xe0\x01\n" +
 	"\rIssueResponse\x12\x1b\n" +
 	"\tx509_svid\x18\x01 \x03(\fR\bx509Svid\x12 \n" +
 	"\vauthorities\x18\x02 \x03(\fR\vauthorities\x12\x1b\n" +
 	"\tevent_log\x18\x03 \x01(\fR\beventLog\x12\x17\n" +
 	"\aima_log\x18\x04 \x01(\fR\x06imaLog\x12%\n" +
 	"\x0etimestamp_urls\x18\x05 \x03(\tR\rtimestampUrls\x12\x17\n" +
-	"\alog_url\x18\x06 \x01(\tR\x06logUrl\"#\n" +
+	"\alog_url\x18\x06 \x01(\tR\x06logUrl\x12\x1a\n" +
+	"\bdetached\x18\a \x01(\fR\bdetached\"#\n" +
 	"\rWhoamiRequest\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\bR\x04step\"\xba\x02\n" +
 	"\x0eWhoamiResponse\x12C\n" +
@@ -717,12 +842,22 @@ const file_rootlink_workload_v1_issuer_proto_rawDesc = "" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x18\n" +
 	"\amissing\x18\x03 \x03(\tR\amissing\x12\x18\n" +
-	"\arefusal\x18\x04 \x01(\tR\arefusal2\xdf\x02\n" +
+	"\arefusal\x18\x04 \x01(\tR\arefusal\"R\n" +
+	"\fVouchRequest\x12\x1b\n" +
+	"\tx509_svid\x18\x01 \x03(\fR\bx509Svid\x12%\n" +
+	"\x0epayload_sha256\x18\x02 \x01(\fR\rpayloadSha256\"a\n" +
+	"\rVouchResponse\x12\x1a\n" +
+	"\bdetached\x18\x01 \x01(\fR\bdetached\x12\x1b\n" +
+	"\tevent_log\x18\x02 \x01(\fR\beventLog\x12\x17\n" +
+	"\aima_log\x18\x03 \x01(\fR\x06imaLog2\xdf\x02\n" +
 	"\x06Issuer\x12V\n" +
 	"\aMeasure\x12$.rootlink.workload.v1.MeasureRequest\x1a%.rootlink.workload.v1.MeasureResponse\x12V\n" +
 	"\aPrepare\x12$.rootlink.workload.v1.PrepareRequest\x1a%.rootlink.workload.v1.PrepareResponse\x12P\n" +
 	"\x05Issue\x12\".rootlink.workload.v1.IssueRequest\x1a#.rootlink.workload.v1.IssueResponse\x12S\n" +
-	"\x06Whoami\x12#.rootlink.workload.v1.WhoamiRequest\x1a$.rootlink.workload.v1.WhoamiResponseBDZBgithub.com/rootlink/rootlink/proto/rootlink/workload/v1;workloadv1b\x06proto3"
+	"\x06Whoami\x12#.rootlink.workload.v1.WhoamiRequest\x1a$.rootlink.workload.v1.WhoamiResponse2\xb3\x01\n" +
+	"\aVoucher\x12V\n" +
+	"\aMeasure\x12$.rootlink.workload.v1.MeasureRequest\x1a%.rootlink.workload.v1.MeasureResponse\x12P\n" +
+	"\x05Vouch\x12\".rootlink.workload.v1.VouchRequest\x1a#.rootlink.workload.v1.VouchResponseBDZBgithub.com/rootlink/rootlink/proto/rootlink/workload/v1;workloadv1b\x06proto3"
 
 var (
 	file_rootlink_workload_v1_issuer_proto_rawDescOnce sync.Once
@@ -736,7 +871,7 @@ func file_rootlink_workload_v1_issuer_proto_rawDescGZIP() []byte {
 	return file_rootlink_workload_v1_issuer_proto_rawDescData
 }
 
-var file_rootlink_workload_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_rootlink_workload_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_rootlink_workload_v1_issuer_proto_goTypes = []any{
 	(*Measurement)(nil),     // 0: rootlink.workload.v1.Measurement
 	(*MeasureRequest)(nil),  // 1: rootlink.workload.v1.MeasureRequest
@@ -748,25 +883,31 @@ var file_rootlink_workload_v1_issuer_proto_goTypes = []any{
 	(*WhoamiRequest)(nil),   // 7: rootlink.workload.v1.WhoamiRequest
 	(*WhoamiResponse)(nil),  // 8: rootlink.workload.v1.WhoamiResponse
 	(*Match)(nil),           // 9: rootlink.workload.v1.Match
+	(*VouchRequest)(nil),    // 10: rootlink.workload.v1.VouchRequest
+	(*VouchResponse)(nil),   // 11: rootlink.workload.v1.VouchResponse
 }
 var file_rootlink_workload_v1_issuer_proto_depIdxs = []int32{
-	0, // 0: rootlink.workload.v1.MeasureResponse.measurement:type_name -> rootlink.workload.v1.Measurement
-	0, // 1: rootlink.workload.v1.WhoamiResponse.measurement:type_name -> rootlink.workload.v1.Measurement
-	9, // 2: rootlink.workload.v1.WhoamiResponse.matches:type_name -> rootlink.workload.v1.Match
-	9, // 3: rootlink.workload.v1.WhoamiResponse.nearest:type_name -> rootlink.workload.v1.Match
-	1, // 4: rootlink.workload.v1.Issuer.Measure:input_type -> rootlink.workload.v1.MeasureRequest
-	3, // 5: rootlink.workload.v1.Issuer.Prepare:input_type -> rootlink.workload.v1.PrepareRequest
-	5, // 6: rootlink.workload.v1.Issuer.Issue:input_type -> rootlink.workload.v1.IssueRequest
-	7, // 7: rootlink.workload.v1.Issuer.Whoami:input_type -> rootlink.workload.v1.WhoamiRequest
-	2, // 8: rootlink.workload.v1.Issuer.Measure:output_type -> rootlink.workload.v1.MeasureResponse
-	4, // 9: rootlink.workload.v1.Issuer.Prepare:output_type -> rootlink.workload.v1.PrepareResponse
-	6, // 10: rootlink.workload.v1.Issuer.Issue:output_type -> rootlink.workload.v1.IssueResponse
-	8, // 11: rootlink.workload.v1.Issuer.Whoami:output_type -> rootlink.workload.v1.WhoamiResponse
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	0,  // 0: rootlink.workload.v1.MeasureResponse.measurement:type_name -> rootlink.workload.v1.Measurement
+	0,  // 1: rootlink.workload.v1.WhoamiResponse.measurement:type_name -> rootlink.workload.v1.Measurement
+	9,  // 2: rootlink.workload.v1.WhoamiResponse.matches:type_name -> rootlink.workload.v1.Match
+	9,  // 3: rootlink.workload.v1.WhoamiResponse.nearest:type_name -> rootlink.workload.v1.Match
+	1,  // 4: rootlink.workload.v1.Issuer.Measure:input_type -> rootlink.workload.v1.MeasureRequest
+	3,  // 5: rootlink.workload.v1.Issuer.Prepare:input_type -> rootlink.workload.v1.PrepareRequest
+	5,  // 6: rootlink.workload.v1.Issuer.Issue:input_type -> rootlink.workload.v1.IssueRequest
+	7,  // 7: rootlink.workload.v1.Issuer.Whoami:input_type -> rootlink.workload.v1.WhoamiRequest
+	1,  // 8: rootlink.workload.v1.Voucher.Measure:input_type -> rootlink.workload.v1.MeasureRequest
+	10, // 9: rootlink.workload.v1.Voucher.Vouch:input_type -> rootlink.workload.v1.VouchRequest
+	2,  // 10: rootlink.workload.v1.Issuer.Measure:output_type -> rootlink.workload.v1.MeasureResponse
+	4,  // 11: rootlink.workload.v1.Issuer.Prepare:output_type -> rootlink.workload.v1.PrepareResponse
+	6,  // 12: rootlink.workload.v1.Issuer.Issue:output_type -> rootlink.workload.v1.IssueResponse
+	8,  // 13: rootlink.workload.v1.Issuer.Whoami:output_type -> rootlink.workload.v1.WhoamiResponse
+	2,  // 14: rootlink.workload.v1.Voucher.Measure:output_type -> rootlink.workload.v1.MeasureResponse
+	11, // 15: rootlink.workload.v1.Voucher.Vouch:output_type -> rootlink.workload.v1.VouchResponse
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_rootlink_workload_v1_issuer_proto_init() }
@@ -780,9 +921,9 @@ func file_rootlink_workload_v1_issuer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rootlink_workload_v1_issuer_proto_rawDesc), len(file_rootlink_workload_v1_issuer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_rootlink_workload_v1_issuer_proto_goTypes,
 		DependencyIndexes: file_rootlink_workload_v1_issuer_proto_depIdxs,

@@ -247,3 +247,159 @@ var Issuer_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "rootlink/workload/v1/issuer.proto",
 }
+
+const (
+	Voucher_Measure_FullMethodName = "/rootlink.workload.v1.Voucher/Measure"
+	Voucher_Vouch_FullMethodName   = "/rootlink.workload.v1.Voucher/Vouch"
+)
+
+// VoucherClient is the client API for Voucher service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Voucher makes detached evidence for a key and SVID that came from elsewhere,
+// a SPIRE agent's Workload API for example (quoter_socket of the node attestor).
+type VoucherClient interface {
+	// Measure measures the caller and its one traced, stopped child, as Issuer's
+	// does. spiffe_id of the request must be empty; of the response only
+	// measurement and trust_domain are set.
+	Measure(ctx context.Context, in *MeasureRequest, opts ...grpc.CallOption) (*MeasureResponse, error)
+	// Vouch has the TPM commit to the caller's SVID, one statement and what was
+	// measured on this connection.
+	Vouch(ctx context.Context, in *VouchRequest, opts ...grpc.CallOption) (*VouchResponse, error)
+}
+
+type voucherClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewVoucherClient(cc grpc.ClientConnInterface) VoucherClient {
+	return &voucherClient{cc}
+}
+
+func (c *voucherClient) Measure(ctx context.Context, in *MeasureRequest, opts ...grpc.CallOption) (*MeasureResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MeasureResponse)
+	err := c.cc.Invoke(ctx, Voucher_Measure_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *voucherClient) Vouch(ctx context.Context, in *VouchRequest, opts ...grpc.CallOption) (*VouchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VouchResponse)
+	err := c.cc.Invoke(ctx, Voucher_Vouch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// VoucherServer is the server API for Voucher service.
+// All implementations must embed UnimplementedVoucherServer
+// for forward compatibility.
+//
+// Voucher makes detached evidence for a key and SVID that came from elsewhere,
+// a SPIRE agent's Workload API for example (quoter_socket of the node attestor).
+type VoucherServer interface {
+	// Measure measures the caller and its one traced, stopped child, as Issuer's
+	// does. spiffe_id of the request must be empty; of the response only
+	// measurement and trust_domain are set.
+	Measure(context.Context, *MeasureRequest) (*MeasureResponse, error)
+	// Vouch has the TPM commit to the caller's SVID, one statement and what was
+	// measured on this connection.
+	Vouch(context.Context, *VouchRequest) (*VouchResponse, error)
+	mustEmbedUnimplementedVoucherServer()
+}
+
+// UnimplementedVoucherServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedVoucherServer struct{}
+
+func (UnimplementedVoucherServer) Measure(context.Context, *MeasureRequest) (*MeasureResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Measure not implemented")
+}
+func (UnimplementedVoucherServer) Vouch(context.Context, *VouchRequest) (*VouchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Vouch not implemented")
+}
+func (UnimplementedVoucherServer) mustEmbedUnimplementedVoucherServer() {}
+func (UnimplementedVoucherServer) testEmbeddedByValue()                 {}
+
+// UnsafeVoucherServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to VoucherServer will
+// result in compilation errors.
+type UnsafeVoucherServer interface {
+	mustEmbedUnimplementedVoucherServer()
+}
+
+func RegisterVoucherServer(s grpc.ServiceRegistrar, srv VoucherServer) {
+	// If the following call panics, it indicates UnimplementedVoucherServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Voucher_ServiceDesc, srv)
+}
+
+func _Voucher_Measure_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MeasureRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VoucherServer).Measure(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Voucher_Measure_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VoucherServer).Measure(ctx, req.(*MeasureRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Voucher_Vouch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VouchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VoucherServer).Vouch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Voucher_Vouch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VoucherServer).Vouch(ctx, req.(*VouchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Voucher_ServiceDesc is the grpc.ServiceDesc for Voucher service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Voucher_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "rootlink.workload.v1.Voucher",
+	HandlerType: (*VoucherServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Measure",
+			Handler:    _Voucher_Measure_Handler,
+		},
+		{
+			MethodName: "Vouch",
+			Handler:    _Voucher_Vouch_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "rootlink/workload/v1/issuer.proto",
+}
