@@ -319,21 +319,12 @@ func checkArchive(cmd *cobra.Command, o verifyOptions, clock time.Time) error {
 		return err
 	}
 	defer q.placed.remove()
-	raw, err := os.Open(o.archive)
-	if err != nil {
-		return err
-	}
-	defer raw.Close()
-	a, err := archive.Open(raw)
-	if err != nil {
-		return err
-	}
 	c, err := o.collect(cmd, q)
 	if err != nil {
 		return err
 	}
-	lacks := lacking(a, c)
-	if err := printLacks(cmd, a, lacks); err != nil {
+	lacks := lacking(q, c)
+	if err := printLacks(cmd, q.archive, lacks); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(lacks, func(l lack) bool { return l.Needed }) {
@@ -370,12 +361,16 @@ func printLacks(cmd *cobra.Command, a *archive.Archive, lacks []lack) error {
 }
 
 // lacking names what is missing in an archive that verifies.
-func lacking(a *archive.Archive, c *contents) (out []lack) {
+func lacking(q *question, c *contents) (out []lack) {
+	a := q.archive
 	say := func(needed bool, of, format string, args ...any) {
 		out = append(out, lack{What: fmt.Sprintf(format, args...), Of: of, Needed: needed})
 	}
-	if a.Token() == nil {
+	switch {
+	case a.Token() == nil:
 		say(true, "", "no timestamp of the archive: it cannot be shown that it was made before trust.json expired (%s)", c.trust.Expires().Format(time.RFC3339))
+	case q.archived.IsZero():
+		say(true, "", "no timestamp by an authority that trust.json names: the archive's token counts for nothing once trust.json has expired (%s)", c.trust.Expires().Format(time.RFC3339))
 	}
 	if len(a.Manifest.Artifacts) == 0 {
 		say(false, "", "no digest of an artifact: a later verifier must have the artifact itself")

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/pkg/archive"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -15,9 +16,10 @@ type question struct {
 	now, present, notBefore time.Time
 	archived                time.Time // when the archive was made, as its token shows
 	wantType                string
-	placed                  *fetched // files that were fetched or unpacked
-	args                    []string // bundles and artifacts
-	notes                   []string // for whoever verifies, see unpacked
+	placed                  *fetched         // files that were fetched or unpacked
+	args                    []string         // bundles and artifacts
+	notes                   []string         // for whoever verifies, see unpacked
+	archive                 *archive.Archive // --archive; nil without
 }
 
 // prepare checks the flags and brings what is to be judged to this machine. The
@@ -25,7 +27,7 @@ type question struct {
 func (o *verifyOptions) prepare(ctx context.Context, clock time.Time, args []string) (_ *question, err error) {
 	q := &question{placed: &fetched{}, args: args}
 	defer func() {
-		if err != nil && q.placed != nil {
+		if err != nil {
 			q.placed.remove()
 		}
 	}()
@@ -34,7 +36,7 @@ func (o *verifyOptions) prepare(ctx context.Context, clock time.Time, args []str
 		if u, q.args, err = o.unpack(clock, args); err != nil {
 			return nil, err
 		}
-		q.placed, q.notes, q.archived = u.fetched, u.notes, u.stamped
+		q.placed, q.notes, q.archived, q.archive = u.fetched, u.notes, u.stamped, u.Archive
 	}
 	if q.notBefore, err = o.check(q.args); err != nil {
 		return nil, err
