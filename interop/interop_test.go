@@ -26,5 +26,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestPeers(t *testing.T) {
-	programs.Run(t, "testdata/*.txt", map[string]story.Command{"page": cmdPage})
+	commands := spireCommands()
+	commands["page"] = cmdPage
+	programs.Run(t, "testdata/*.txt", commands)
 }
