@@ -1,7 +1,11 @@
 // Package svid is the certificate core: X.509 authorities and their rotation,
 // the profiles of the SVIDs that they sign, and the two steps by which one is
 // signed. Prepare validates everything and returns a token; Issue redeems it,
-// once. Nothing else in this program signs an SVID.
+// once. Nothing else in this program signs an X.509-SVID.
+//
+// JWT authorities rotate the same way beside them. JWTSigner.Sign validates and
+// signs in one step: a JWT-SVID carries no evidence that could be swapped between
+// two. ParseJWT reads what others signed.
 //
 // The package is pure: the time is an argument, keys are given to it.
 package svid
