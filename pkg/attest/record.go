@@ -150,12 +150,8 @@ func (w *wireRecord) evidence() (*Evidence, error) {
 	if e.IMALog, err = digestFromWire(w.IMALog); err != nil {
 		return nil, err
 	}
-	if w.Policy != nil {
-		d, err := digestFromWire(&w.Policy.Digest)
-		if err != nil {
-			return nil, err
-		}
-		e.Policy = &PolicyRef{Name: w.Policy.Name, Revision: w.Policy.Revision, Digest: *d}
+	if e.Policy, err = policyFromWire(w.Policy); err != nil {
+		return nil, err
 	}
 	return e, nil
 }
@@ -170,32 +166,43 @@ func (e *Evidence) wire() (*wireRecord, error) {
 		Version: recordVersion,
 		Attest:  e.Attest, Signature: e.Signature, AKCert: e.AKCert,
 		EKChain: e.EKChain, EKPublic: e.EKPublic,
-		PCRs: make(map[uint64]map[uint64][]byte, len(e.PCRs)),
+		PCRs: banksToWire(e.PCRs), Policy: policyToWire(e.Policy),
 		Kind: uint64(e.Kind), KeyOrigin: uint64(e.KeyOrigin),
 		AgentKey: e.AgentKey[:], Executable: e.Executable[:], Recorder: e.Recorder[:],
 		Tool: e.Tool[:], Payload: e.Payload[:], Selectors: e.Selectors,
 		Nonce: e.Nonce[:], Salt: e.Salt[:], Index: e.Index, Size: e.Size,
-	}
-	for _, b := range e.PCRs {
-		alg, _ := hashByName(b.Bank)
-		m := make(map[uint64][]byte, len(b.Values))
-		for i, v := range b.Values {
-			m[uint64(i)] = v
-		}
-		w.PCRs[uint64(alg.id)] = m
 	}
 	for i := range e.Path {
 		w.Path = append(w.Path, e.Path[i][:])
 	}
 	w.EventLog = digestToWire(e.EventLog)
 	w.IMALog = digestToWire(e.IMALog)
-	if e.Policy != nil {
-		w.Policy = &wirePolicy{Name: e.Policy.Name, Revision: e.Policy.Revision, Digest: *digestToWire(&e.Policy.Digest)}
-	}
 	return w, nil
 }
 
 func (e *Evidence) checkForm() error {
+	bad := func(format string, a ...any) error {
+		return fmt.Errorf("%w: "+format, append([]any{ErrRecord}, a...)...)
+	}
+	switch {
+	case e.Kind != KindLeaf && e.Kind != KindDetached:
+		return bad("unknown kind %d", e.Kind)
+	case e.KeyOrigin != OriginCaller && e.KeyOrigin != OriginAgent:
+		return bad("unknown key origin %d", e.KeyOrigin)
+	case e.Size == 0 || e.Size > MaxLeaves || e.Index >= e.Size:
+		return bad("leaf %d of %d", e.Index, e.Size)
+	case len(e.Path) > maxPath:
+		return bad("path of %d hashes", len(e.Path))
+	}
+	if err := CheckSelectors(e.Selectors); err != nil {
+		return fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	return e.checkNodeForm()
+}
+
+// checkNodeForm checks what says something of the node: the fields that leaf,
+// detached and parent evidence share.
+func (e *Evidence) checkNodeForm() error {
 	bad := func(format string, a ...any) error {
 		return fmt.Errorf("%w: "+format, append([]any{ErrRecord}, a...)...)
 	}
@@ -212,22 +219,11 @@ func (e *Evidence) checkForm() error {
 		return bad("want either an EK chain or an EK public key")
 	case len(e.EKPublic) > MaxTPMStructure:
 		return bad("EK public key of %d bytes", len(e.EKPublic))
-	case e.Kind != KindLeaf && e.Kind != KindDetached:
-		return bad("unknown kind %d", e.Kind)
-	case e.KeyOrigin != OriginCaller && e.KeyOrigin != OriginAgent:
-		return bad("unknown key origin %d", e.KeyOrigin)
-	case e.Size == 0 || e.Size > MaxLeaves || e.Index >= e.Size:
-		return bad("leaf %d of %d", e.Index, e.Size)
-	case len(e.Path) > maxPath:
-		return bad("path of %d hashes", len(e.Path))
 	}
 	for _, c := range e.EKChain {
 		if len(c) == 0 || len(c) > MaxCertificate {
 			return bad("EK chain certificate of %d bytes", len(c))
 		}
-	}
-	if err := CheckSelectors(e.Selectors); err != nil {
-		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	if err := checkBanks(e.PCRs); err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
@@ -273,6 +269,37 @@ func digestFromWire(w *wireDigest) (*TypedDigest, error) {
 		return nil, fmt.Errorf("%w: digest algorithm %#x", ErrRecord, w.Alg)
 	}
 	return &TypedDigest{Alg: a.name, Value: w.Value}, nil
+}
+
+func policyToWire(p *PolicyRef) *wirePolicy {
+	if p == nil {
+		return nil
+	}
+	return &wirePolicy{Name: p.Name, Revision: p.Revision, Digest: *digestToWire(&p.Digest)}
+}
+
+func policyFromWire(w *wirePolicy) (*PolicyRef, error) {
+	if w == nil {
+		return nil, nil
+	}
+	d, err := digestFromWire(&w.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return &PolicyRef{Name: w.Name, Revision: w.Revision, Digest: *d}, nil
+}
+
+func banksToWire(banks []PCRBank) map[uint64]map[uint64][]byte {
+	out := make(map[uint64]map[uint64][]byte, len(banks))
+	for _, b := range banks {
+		alg, _ := hashByName(b.Bank)
+		m := make(map[uint64][]byte, len(b.Values))
+		for i, v := range b.Values {
+			m[uint64(i)] = v
+		}
+		out[uint64(alg.id)] = m
+	}
+	return out
 }
 
 func banksFromWire(w map[uint64]map[uint64][]byte) ([]PCRBank, error) {
