@@ -15,6 +15,10 @@ const (
 	MaxTrustDomain    = 255              // bytes of a trust domain name
 	MaxChain          = 5                // certificates in an EK chain
 	MaxCertificate    = 8 << 10          // bytes of one certificate
+	MaxDetached       = 64 << 10         // bytes of a detached record
+	MaxDetachedToken  = 32 << 10         // bytes of the timestamp token in one
+	MaxAgentChain     = 5                // certificates of an agent SVID, intermediates included
+	MaxECDSASignature = 72               // bytes of a P-256 signature in DER
 	MaxEventLog       = 8 << 20          // bytes of a boot event log
 	MaxIMALog         = 64 << 20         // bytes of an IMA log
 	LogChunk          = 1 << 20          // bytes of one log chunk on the wire
