@@ -183,11 +183,11 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 	if cfg.PCRSelectors, err = pcrFlags("--pcr-selectors", f.pcrSelectors); err != nil {
 		return cfg, err
 	}
-	var level slog.Level
+	level := new(slog.LevelVar)
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return cfg, cli.Usage("debug, info, warn or error", "--log-level %q", f.logLevel)
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+	cfg.Log, cfg.LogLevel = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level})), level
 	if len(cfg.EKRoots) == 0 && cfg.EKAllow == "" {
 		cfg.Log.Warn("no TPM can attest: neither --ek-roots nor --ek-allow is given",
 			"hint", "--ek-roots takes the TPM makers' certificates; `rootlink-agent tpm info` prints the EK hash of a machine for --ek-allow")

@@ -25,9 +25,11 @@ import (
 type access uint8
 
 const (
-	forAdmin  access = iota // the admin socket, or the SVID of an entry with admin set
-	forAnyone               // also without a client certificate
-	forAgent                // attested agents, and nobody else
+	forAdmin        access = iota // the admin socket, or the SVID of an entry with admin set
+	forAnyone                     // also without a client certificate
+	forAgent                      // attested agents, and nobody else
+	forAgentOrAdmin               // both
+	forLocal                      // the admin socket only: it is about this process
 )
 
 // accessOf lists the calls that are not for administrators only. A call that
@@ -44,6 +46,13 @@ var accessOf = map[string]access{
 	"/spire.api.server.svid.v1.SVID/NewJWTSVID":              forAgent,
 	"/rootlink.node.v1.Node/GetNonce":                        forAgent,
 	"/rootlink.node.v1.Node/GetConfig":                       forAgent,
+
+	"/spire.api.server.bundle.v1.Bundle/GetFederatedBundle": forAgentOrAdmin,
+
+	"/spire.api.server.logger.v1.Logger/GetLogger":     forLocal,
+	"/spire.api.server.logger.v1.Logger/SetLogLevel":   forLocal,
+	"/spire.api.server.logger.v1.Logger/ResetLogLevel": forLocal,
+	"/spire.api.server.debug.v1.Debug/GetInfo":         forLocal,
 }
 
 // caller is who makes a call.
@@ -68,14 +77,20 @@ func (s *Server) authorize(ctx context.Context, method string, local bool) (cont
 	if err != nil {
 		return nil, err
 	}
-	switch accessOf[method] {
+	who := accessOf[method]
+	if who == forAgentOrAdmin {
+		if who = forAdmin; !c.local && c.cert != nil && strings.HasPrefix(c.id.Path(), "/spire/agent/") {
+			who = forAgent
+		}
+	}
+	switch who {
 	case forAnyone:
 	case forAgent:
 		if c.agent, err = s.authorizeAgent(ctx, c); err != nil {
 			return nil, err
 		}
 	default:
-		if !c.local && !s.isAdmin(c) {
+		if !c.local && (who == forLocal || !s.isAdmin(c)) {
 			s.count.add("call_refused/not_admin")
 			return nil, status.Errorf(codes.PermissionDenied, "authorization denied for method %s", method)
 		}

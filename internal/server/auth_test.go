@@ -52,6 +52,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/spire.api.server.svid.v1.SVID/NewJWTSVID":              "agent",
 		"/rootlink.node.v1.Node/GetNonce":                        "agent",
 		"/rootlink.node.v1.Node/GetConfig":                       "agent",
+		"/spire.api.server.bundle.v1.Bundle/GetFederatedBundle":  "local agent admin",
+		"/spire.api.server.logger.v1.Logger/GetLogger":           "local",
+		"/spire.api.server.logger.v1.Logger/SetLogLevel":         "local",
+		"/spire.api.server.logger.v1.Logger/ResetLogLevel":       "local",
+		"/spire.api.server.debug.v1.Debug/GetInfo":               "local",
 	}
 	methods := 0
 	g := grpc.NewServer()
@@ -73,10 +78,14 @@ func TestWhoMayCallWhat(t *testing.T) {
 				if want := !strings.Contains(allowed, who); denied != want {
 					t.Errorf("%s by %s: denied %t, want %t (%v)", method, who, denied, want, err)
 				}
+				// What this server does not have says what to do instead.
+				if m := status.Convert(err).Message(); status.Code(err) == codes.Unimplemented && (strings.HasSuffix(m, "not implemented") || len(m) < 40) {
+					t.Errorf("%s is unimplemented without a sentence: %q", method, m)
+				}
 			}
 		}
 	}
-	if methods < 38 {
+	if methods < 55 {
 		t.Fatalf("only %d methods tried", methods)
 	}
 }

@@ -63,11 +63,21 @@ type authoritySet struct {
 func (a *authoritySet) valid(now time.Time) []*x509.Certificate {
 	var list []*x509.Certificate
 	for _, i := range a.all {
-		if now.Before(i.Certificate.NotAfter) {
+		if i.RevokedAt.IsZero() && now.Before(i.Certificate.NotAfter) {
 			list = append(list, i.Certificate)
 		}
 	}
 	return list
+}
+
+// tainted reports whether c is an authority that an operator distrusts.
+func (a *authoritySet) tainted(c *x509.Certificate) bool {
+	for _, i := range a.all {
+		if i.Certificate == c {
+			return !i.TaintedAt.IsZero()
+		}
+	}
+	return false
 }
 
 // openAuthorities loads the authorities and makes the first when there is none.
@@ -121,20 +131,9 @@ func (a *authorities) maintain(ctx context.Context) (time.Time, error) {
 func (a *authorities) rotate(ctx context.Context) (*x509.Certificate, error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
-	find := func() *x509.Certificate {
-		for _, i := range a.set.Load().all {
-			if i.State == svid.Prepared && a.now().Before(i.Certificate.NotAfter) {
-				return i.Certificate
-			}
-		}
-		return nil
-	}
-	next := find()
-	if next == nil {
-		if err := a.prepare(ctx); err != nil {
-			return nil, fmt.Errorf("prepare X.509 authority: %w", err)
-		}
-		next = find()
+	next, err := a.next(ctx)
+	if err != nil {
+		return nil, err
 	}
 	if err := a.activate(ctx, next); err != nil {
 		return nil, fmt.Errorf("activate X.509 authority: %w", err)
@@ -222,8 +221,8 @@ func (a *authorities) reload() error {
 		if err != nil {
 			return fmt.Errorf("X.509 authority %s: %w", row.ID, err)
 		}
-		set.all = append(set.all, AuthorityInfo{cert, row.State, row.PreparedAt, row.ActivatedAt, row.RetiredAt})
-		if row.State == svid.Prepared {
+		set.all = append(set.all, AuthorityInfo{cert, row.State, row.PreparedAt, row.ActivatedAt, row.RetiredAt, row.TaintedAt, row.RevokedAt})
+		if row.State == svid.Prepared || !row.TaintedAt.IsZero() || !row.RevokedAt.IsZero() {
 			continue
 		}
 		key, err := a.dir.readKey(row.KeyFile)
@@ -315,7 +314,8 @@ func (a *authorities) dropOldKeys() {
 		return // the next round tries again
 	}
 	for _, row := range rows {
-		if row.State != svid.Retired || a.now().Before(row.RetiredAt.Add(keyRetention)) {
+		distrusted := !row.TaintedAt.IsZero() || !row.RevokedAt.IsZero()
+		if row.State != svid.Retired || !distrusted && a.now().Before(row.RetiredAt.Add(keyRetention)) {
 			continue
 		}
 		if err := os.Remove(a.dir.file(row.KeyFile)); err == nil {

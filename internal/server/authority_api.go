@@ -19,6 +19,8 @@ type AuthorityInfo struct {
 	PreparedAt  time.Time
 	ActivatedAt time.Time // zero until then
 	RetiredAt   time.Time // zero until then
+	TaintedAt   time.Time // zero unless an operator distrusts it
+	RevokedAt   time.Time // zero unless it was taken out of the bundle
 }
 
 // Authorities returns every X.509 authority there ever was, oldest first.

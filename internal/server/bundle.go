@@ -8,15 +8,25 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/server/bundles"
 )
 
 // bundleRefresh is how often GetBundle suggests to ask again, in seconds: well
 // within the time between publishing an authority and using it.
 const bundleRefresh = 300
 
+// bundleService answers for this trust domain's bundle itself, and has those of
+// others from internal/server/bundles.
 type bundleService struct {
-	bundlev1.UnimplementedBundleServer
+	*bundles.Service
 	s *Server
+}
+
+func newBundleService(s *Server) *bundleService {
+	return &bundleService{s: s, Service: &bundles.Service{
+		TD: s.cfg.td, Store: s.store, Log: s.cfg.Log, Own: s.ownKeys, Internal: s.internal,
+	}}
 }
 
 func (b *bundleService) GetBundle(ctx context.Context, req *bundlev1.GetBundleRequest) (*types.Bundle, error) {
@@ -28,7 +38,7 @@ func (b *bundleService) GetBundle(ctx context.Context, req *bundlev1.GetBundleRe
 	out := &types.Bundle{TrustDomain: b.s.cfg.TrustDomain}
 	if mask.X509Authorities {
 		for _, c := range set.valid(b.s.cfg.Now()) {
-			out.X509Authorities = append(out.X509Authorities, &types.X509Certificate{Asn1: c.Raw})
+			out.X509Authorities = append(out.X509Authorities, &types.X509Certificate{Asn1: c.Raw, Tainted: set.tainted(c)})
 		}
 	}
 	if mask.RefreshHint {
@@ -40,45 +50,12 @@ func (b *bundleService) GetBundle(ctx context.Context, req *bundlev1.GetBundleRe
 	return out, nil
 }
 
-func (b *bundleService) CountBundles(context.Context, *bundlev1.CountBundlesRequest) (*bundlev1.CountBundlesResponse, error) {
-	return &bundlev1.CountBundlesResponse{Count: 1}, nil
-}
-
-// ListFederatedBundles returns none: a controller asks for it at its start.
-func (b *bundleService) ListFederatedBundles(context.Context, *bundlev1.ListFederatedBundlesRequest) (*bundlev1.ListFederatedBundlesResponse, error) {
-	return new(bundlev1.ListFederatedBundlesResponse), nil
-}
-
-func (b *bundleService) GetFederatedBundle(context.Context, *bundlev1.GetFederatedBundleRequest) (*types.Bundle, error) {
-	return nil, status.Error(codes.NotFound, "bundle not found: this server does not federate")
-}
-
-func noFederation() error {
-	return status.Error(codes.Unimplemented, "this server does not federate; run the plugins on a SPIRE deployment for that")
-}
-
-func (b *bundleService) AppendBundle(context.Context, *bundlev1.AppendBundleRequest) (*types.Bundle, error) {
-	return nil, status.Error(codes.Unimplemented, "the bundle holds this server's own authorities only; nothing can be appended to it")
-}
-
-func (b *bundleService) PublishJWTAuthority(context.Context, *bundlev1.PublishJWTAuthorityRequest) (*bundlev1.PublishJWTAuthorityResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "this server has no downstream servers")
-}
-
-func (b *bundleService) BatchCreateFederatedBundle(context.Context, *bundlev1.BatchCreateFederatedBundleRequest) (*bundlev1.BatchCreateFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-func (b *bundleService) BatchUpdateFederatedBundle(context.Context, *bundlev1.BatchUpdateFederatedBundleRequest) (*bundlev1.BatchUpdateFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-func (b *bundleService) BatchSetFederatedBundle(context.Context, *bundlev1.BatchSetFederatedBundleRequest) (*bundlev1.BatchSetFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-func (b *bundleService) BatchDeleteFederatedBundle(context.Context, *bundlev1.BatchDeleteFederatedBundleRequest) (*bundlev1.BatchDeleteFederatedBundleResponse, error) {
-	return nil, noFederation()
+// ownKeys returns the SPKI of every authority of this trust domain.
+func (s *Server) ownKeys() (keys [][]byte) {
+	for _, a := range s.authorities.set.Load().all {
+		keys = append(keys, a.Certificate.RawSubjectPublicKeyInfo)
+	}
+	return keys
 }
 
 // healthService answers for the service "": the store takes writes and an

@@ -75,8 +75,11 @@ type Config struct {
 	// AdminServices register further services on the admin socket only.
 	AdminServices []func(grpc.ServiceRegistrar, *Server)
 
-	Log *slog.Logger     // default slog.Default()
-	Now func() time.Time // default time.Now
+	Log *slog.Logger // default slog.Default()
+	// LogLevel is that of Log's handler, for who may change it while the server
+	// runs; nil: nobody can.
+	LogLevel *slog.LevelVar
+	Now      func() time.Time // default time.Now
 }
 
 // Defaults of Config.

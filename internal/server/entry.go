@@ -168,6 +168,7 @@ func (e *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 		good, index = append(good, *x), append(index, i)
 	}
 	results, err := e.s.store.CreateEntries(ctx, good)
+	var noBundle *store.NoBundleError
 	for n, i := range index {
 		r := new(entryv1.BatchCreateEntryResponse_Result)
 		switch {
@@ -176,8 +177,10 @@ func (e *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 		case errors.Is(results[n].Err, store.ErrExists):
 			r.Status = &types.Status{Code: int32(codes.AlreadyExists), Message: "similar entry already exists"}
 			r.Entry = entryToProto(results[n].Entry, req.OutputMask)
+		case errors.As(results[n].Err, &noBundle):
+			r.Status = statusOf(codes.InvalidArgument, noBundle)
 		case results[n].Err != nil:
-			r.Status = statusOf(codes.Internal, results[n].Err)
+			r.Status = internalStatus(e.s.internal("create entries", results[n].Err))
 		default:
 			r.Status = okStatus()
 			r.Entry = entryToProto(results[n].Entry, req.OutputMask)
@@ -206,6 +209,7 @@ func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchU
 	resp := new(entryv1.BatchUpdateEntryResponse)
 	for _, p := range req.Entries {
 		r := new(entryv1.BatchUpdateEntryResponse_Result)
+		var noBundle *store.NoBundleError
 		resp.Results = append(resp.Results, r)
 		if p.GetId() == "" {
 			r.Status = &types.Status{Code: int32(codes.InvalidArgument), Message: "missing entry ID"}
@@ -215,7 +219,7 @@ func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchU
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			r.Status = &types.Status{Code: int32(codes.NotFound), Message: "entry not found"}
-		case errors.Is(err, errEntry):
+		case errors.Is(err, errEntry), errors.As(err, &noBundle):
 			r.Status = statusOf(codes.InvalidArgument, err)
 		case errors.Is(err, store.ErrExists):
 			r.Status = statusOf(codes.AlreadyExists, err)

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/rootlink/rootlink/internal/server/bundles"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -133,8 +135,12 @@ func (s *Server) setEntry(e *store.Entry, p *types.Entry, mask *types.EntryMask)
 		}
 		e.JWTTTL = time.Duration(p.JwtSvidTtl) * time.Second
 	}
-	if mask.FederatesWith && len(p.FederatesWith) > 0 {
-		return badEntry("this server does not federate; run the plugins on a SPIRE deployment for that")
+	if mask.FederatesWith {
+		federates, err := s.federates(p.FederatesWith)
+		if err != nil {
+			return badEntry("invalid federated trust domain: %w", err)
+		}
+		e.FederatesWith = federates
 	}
 	if mask.Admin {
 		e.Admin = p.Admin
@@ -169,6 +175,30 @@ func (s *Server) setEntry(e *store.Entry, p *types.Entry, mask *types.EntryMask)
 		e.Hint = p.Hint
 	}
 	return s.checkEntry(e)
+}
+
+// maxFederates bounds the trust domains that one entry federates with.
+const maxFederates = 100
+
+// federates reads the trust domains that an entry federates with, each named or
+// written as an ID, and returns their names, sorted and each once.
+func (s *Server) federates(in []string) ([]string, error) {
+	if len(in) > maxFederates {
+		return nil, fmt.Errorf("%d trust domains, at most %d allowed", len(in), maxFederates)
+	}
+	var out []string
+	for _, name := range in {
+		td, err := bundles.TrustDomain(name)
+		if err != nil {
+			return nil, err
+		}
+		if td == s.cfg.td {
+			return nil, fmt.Errorf("%q is this trust domain itself", td.Name())
+		}
+		out = append(out, td.Name())
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
 }
 
 // checkEntry holds what several fields say against each other.

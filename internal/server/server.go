@@ -17,8 +17,12 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -30,6 +34,8 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
+	"github.com/rootlink/rootlink/internal/server/bundles"
+	"github.com/rootlink/rootlink/internal/server/logger"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -78,6 +84,8 @@ type Server struct {
 	count counters
 	cache authorizedCache
 
+	started time.Time // when New was called
+
 	closing sync.Once
 	closed  error
 }
@@ -95,6 +103,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 			s.Close()
 		}
 	}()
+	s.started = s.cfg.Now()
 	if err = s.checkAttestor(ctx); err != nil {
 		return nil, err
 	}
@@ -191,7 +200,11 @@ func (s *Server) register(g *grpc.Server) {
 	agentv1.RegisterAgentServer(g, &agentService{s: s})
 	entryv1.RegisterEntryServer(g, &entryService{s: s})
 	svidv1.RegisterSVIDServer(g, &svidService{s: s})
-	bundlev1.RegisterBundleServer(g, &bundleService{s: s})
+	bundlev1.RegisterBundleServer(g, newBundleService(s))
+	trustdomainv1.RegisterTrustDomainServer(g, bundles.Relationships{})
+	localauthorityv1.RegisterLocalAuthorityServer(g, &localAuthorityService{s: s})
+	loggerv1.RegisterLoggerServer(g, logger.New(s.cfg.LogLevel, s.cfg.Log))
+	debugv1.RegisterDebugServer(g, &debugService{s: s})
 	grpc_health_v1.RegisterHealthServer(g, &healthService{s: s})
 	nodev1.RegisterNodeServer(g, &nodeService{s: s})
 }

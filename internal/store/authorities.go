@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -30,9 +31,10 @@ func (s *Store) BundleSequence() (n uint64, err error) {
 // Its key file must be durable by then.
 func (s *Store) AddAuthority(ctx context.Context, a Authority) error {
 	a.State, a.ActivatedAt, a.RetiredAt = svid.Prepared, time.Time{}, time.Time{}
+	a.TaintedAt, a.RevokedAt = time.Time{}, time.Time{}
 	a.PreparedAt = fromMillis(toMillis(a.PreparedAt))
 	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO authorities VALUES (?,?,?,?,?,0,0)`,
+		if _, err := tx.ExecContext(ctx, `INSERT INTO authorities VALUES (?,?,?,?,?,0,0,0,0)`,
 			a.ID, a.Certificate, a.KeyFile, string(a.State), toMillis(a.PreparedAt)); err != nil {
 			return nil, err
 		}
@@ -76,15 +78,57 @@ func (s *Store) ActivateAuthority(ctx context.Context, id string, at time.Time) 
 	})
 }
 
+// TaintAuthority notes that a retired authority is distrusted. ErrConflict
+// means that it is not retired.
+func (s *Store) TaintAuthority(ctx context.Context, id string, at time.Time) error {
+	return s.distrust(ctx, id, `UPDATE authorities SET tainted_at = ? WHERE id = ?`, at, func(a *Authority) *time.Time { return &a.TaintedAt })
+}
+
+// RevokeAuthority takes a retired authority out of the bundle for good.
+func (s *Store) RevokeAuthority(ctx context.Context, id string, at time.Time) error {
+	return s.distrust(ctx, id, `UPDATE authorities SET revoked_at = ? WHERE id = ?`, at, func(a *Authority) *time.Time { return &a.RevokedAt })
+}
+
+// distrust sets a time that is not set. The bundle is another one then.
+func (s *Store) distrust(ctx context.Context, id, update string, at time.Time, field func(*Authority) *time.Time) error {
+	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		i := slices.IndexFunc(s.mem.authorities, func(a *Authority) bool { return a.ID == id })
+		if i < 0 {
+			return nil, ErrNotFound
+		}
+		a := *s.mem.authorities[i]
+		if a.State != svid.Retired {
+			return nil, ErrConflict
+		}
+		if !field(&a).IsZero() {
+			return nil, nil // the first time counts
+		}
+		ms := toMillis(at)
+		*field(&a) = fromMillis(ms)
+		if _, err := tx.ExecContext(ctx, update, ms, id); err != nil {
+			return nil, err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE meta SET value = value + 1 WHERE key = 'bundle_sequence'`); err != nil {
+			return nil, err
+		}
+		return func(m *memory) {
+			m.authorities[i] = &a
+			m.bundleSequence++
+		}, nil
+	})
+}
+
 func loadAuthorities(ctx context.Context, tx *sql.Tx, m *memory) error {
-	return each(ctx, tx, `SELECT id, certificate, key_file, state, prepared_at, activated_at, retired_at FROM authorities ORDER BY rowid`,
+	return each(ctx, tx, `SELECT id, certificate, key_file, state, prepared_at, activated_at, retired_at,
+		tainted_at, revoked_at FROM authorities ORDER BY rowid`,
 		func(rows *sql.Rows) error {
 			var a Authority
-			var prepared, activated, retired int64
-			if err := rows.Scan(&a.ID, &a.Certificate, &a.KeyFile, &a.State, &prepared, &activated, &retired); err != nil {
+			var prepared, activated, retired, tainted, revoked int64
+			if err := rows.Scan(&a.ID, &a.Certificate, &a.KeyFile, &a.State, &prepared, &activated, &retired, &tainted, &revoked); err != nil {
 				return err
 			}
 			a.PreparedAt, a.ActivatedAt, a.RetiredAt = fromMillis(prepared), fromMillis(activated), fromMillis(retired)
+			a.TaintedAt, a.RevokedAt = fromMillis(tainted), fromMillis(revoked)
 			m.authorities = append(m.authorities, &a)
 			return nil
 		})

@@ -53,6 +53,10 @@ func (s *Store) CreateEntries(ctx context.Context, entries []Entry) ([]CreateRes
 				results[i] = CreateResult{other, ErrExists}
 				continue
 			}
+			if err := s.checkFederates(&e); err != nil {
+				results[i].Err = err
+				continue
+			}
 			if err := insertEntry(ctx, tx, &e); err != nil {
 				return nil, err
 			}
@@ -89,6 +93,9 @@ func (s *Store) UpdateEntry(ctx context.Context, id string, f func(*Entry) error
 		}
 		c.ID, c.CreatedAt, c.Revision = old.ID, old.CreatedAt, old.Revision+1
 		c.Selectors = SortSelectors(c.Selectors)
+		if err := s.checkFederates(&c); err != nil {
+			return nil, err
+		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM entries WHERE id = ?`, id); err != nil {
 			return nil, err
 		}

@@ -16,6 +16,7 @@ type memory struct {
 	agents         map[string]*Agent
 	authorities    []*Authority // oldest first
 	policies       map[string]*PolicyRevision
+	federated      map[string]*FederatedBundle // by trust domain
 	bundleSequence uint64
 	generation     uint64 // grows with every change of entries
 }
@@ -26,6 +27,7 @@ func newMemory() *memory {
 		byParent:   make(map[string]map[string]*Entry),
 		agents:     make(map[string]*Agent),
 		policies:   make(map[string]*PolicyRevision),
+		federated:  make(map[string]*FederatedBundle),
 		generation: 1,
 	}
 }
@@ -62,7 +64,7 @@ func (s *Store) load(ctx context.Context) (*memory, error) {
 	defer tx.Rollback()
 	m := newMemory()
 	for _, f := range []func(context.Context, *sql.Tx, *memory) error{
-		loadEntries, loadAgents, loadAuthorities, loadPolicies, loadMeta,
+		loadEntries, loadAgents, loadAuthorities, loadPolicies, loadFederated, loadMeta,
 	} {
 		if err := f(ctx, tx, m); err != nil {
 			return nil, fmt.Errorf("store: read: %w", err)

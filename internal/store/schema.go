@@ -103,6 +103,12 @@ CREATE INDEX certificates_not_published ON certificates (digest) WHERE body IS N
 `,
 	`
 CREATE TABLE trust (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID; -- of trust.json exports`,
+	`
+CREATE TABLE federated_bundles (trust_domain TEXT PRIMARY KEY, bundle TEXT NOT NULL) WITHOUT ROWID; -- as JSON
+-- When an operator distrusted an authority (0: not), and when it left the bundle.
+ALTER TABLE authorities ADD COLUMN tainted_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE authorities ADD COLUMN revoked_at INTEGER NOT NULL DEFAULT 0;
+`,
 }
 
 // certificatesVersion is the schema that has the table certificates.

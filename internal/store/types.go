@@ -116,6 +116,10 @@ type Authority struct {
 	PreparedAt  time.Time
 	ActivatedAt time.Time // zero until then
 	RetiredAt   time.Time // zero until then
+	// Distrusted by an operator: what it signed is replaced once it is tainted,
+	// and verifies no more once it is revoked. Zero until then.
+	TaintedAt time.Time
+	RevokedAt time.Time
 }
 
 // PolicyRevision is one revision of a PCR policy, kept for ever so that a

@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -84,6 +85,9 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 		return nil, err
 	}
 	if f.TrustedRoot, err = root.Marshal(); err != nil {
+		return nil, err
+	}
+	if err := s.addAuthorityRevocations(&f); err != nil {
 		return nil, err
 	}
 	for _, ca := range s.b.AttestationCAs() {
@@ -168,6 +172,35 @@ func (s *Service) trustedRoot(ctx context.Context) (root link.TrustedRoot, err e
 		}
 	}
 	return root, s.addRemembered(ctx, &root, nil)
+}
+
+// addAuthorityRevocations names the authorities that an operator revoked. The
+// revocation counts from when it was distrusted first; who knows of an earlier
+// theft says so with --revocations.
+func (s *Service) addAuthorityRevocations(f *link.TrustFile) error {
+	list, err := s.b.Authorities()
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		if a.RevokedAt.IsZero() {
+			continue
+		}
+		from := a.RevokedAt
+		if !a.TaintedAt.IsZero() && a.TaintedAt.Before(from) {
+			from = a.TaintedAt
+		}
+		from = from.UTC().Truncate(time.Second)
+		f.Revocations = append(f.Revocations, link.Revocation{
+			Kind: link.RevokedAuthority, ID: hex.EncodeToString(spkiHash(a.Certificate)), From: &from, Reason: "revoked by an administrator",
+		})
+	}
+	return nil
+}
+
+func spkiHash(c *x509.Certificate) []byte {
+	h := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return h[:]
 }
 
 func oldest(as []link.Authority) time.Time {
