@@ -22,6 +22,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/join"
+	"github.com/rootlink/rootlink/internal/measured"
 )
 
 // Config says how to run an agent. It is checked by New.
@@ -127,7 +128,7 @@ func (a *Agent) Run(ctx context.Context, plugins *Plugins) error {
 		return err
 	}
 	// The socket first: that it cannot be had should not wait for a server.
-	l, err := endpoint.Listen(a.cfg.Socket)
+	l, err := measured.Listen(a.cfg.Socket, "--socket")
 	if err != nil {
 		return err
 	}

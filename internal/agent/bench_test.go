@@ -20,8 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/rootlink/rootlink/internal/agent/endpoint"
-	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 )
@@ -55,7 +54,7 @@ func (w *realWorld) benchAgent(b *testing.B, opts ...nodeagent.Option) *benchAge
 	if err != nil {
 		b.Fatal(err)
 	}
-	l, err := endpoint.Listen(cfg.Socket)
+	l, err := measured.Listen(cfg.Socket, "--socket")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -192,7 +191,7 @@ func BenchmarkEvidence(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
 					// Another path each time, so that none comes from the cache.
-					subj, err := identity.NewSubject([]string{strings.TrimPrefix(selfHash(b), "binary:"), fmt.Sprint("path:/", n.Add(1))})
+					subj, err := measured.NewSubject([]string{strings.TrimPrefix(selfHash(b), "binary:"), fmt.Sprint("path:/", n.Add(1))})
 					if err != nil {
 						b.Error(err)
 						return

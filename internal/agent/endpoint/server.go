@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -16,10 +15,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/measured"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
 
@@ -53,8 +52,9 @@ type Server struct {
 	workloadv1.UnimplementedIssuerServer
 	healthpb.UnimplementedHealthServer
 
-	cfg  Config
-	grpc *grpc.Server
+	cfg      Config
+	attestor measured.Attestor
+	grpc     *grpc.Server
 
 	// life ends, with the answer that every call then gets as its cause, when
 	// End is called.
@@ -67,10 +67,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Keeper == nil || cfg.Issuer == nil || cfg.Attestor == nil || cfg.Log == nil {
 		return nil, errors.New("endpoint: incomplete configuration")
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, attestor: measured.FromPlugin(cfg.Attestor)}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(peerCredentials{}),
+		grpc.Creds(measured.Credentials()),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -90,7 +90,7 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	stop := context.AfterFunc(ctx, s.grpc.Stop)
 	defer stop()
-	err := s.grpc.Serve(&listener{UnixListener: l, byUID: make(map[uint32]int)})
+	err := s.grpc.Serve(measured.NewListener(l))
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -125,7 +125,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	ctx, done := s.living(ctx)
 	defer done(&err)
 	defer s.recovered(info.FullMethod, &err)
-	if err := checkHeader(ctx, info.FullMethod); err != nil {
+	if err := measured.CheckHeader(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return h(ctx, req)
@@ -143,26 +143,10 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	ctx, done := s.living(ss.Context())
 	defer done(&err)
 	defer s.recovered(info.FullMethod, &err)
-	if err := checkHeader(ctx, info.FullMethod); err != nil {
+	if err := measured.CheckHeader(ctx, info.FullMethod); err != nil {
 		return err
 	}
 	return h(srv, livingStream{ss, ctx})
-}
-
-// checkHeader demands the header of SPIFFE Workload Endpoint §3, which keeps
-// server-side request forgery out: a browser or proxy that is made to speak to
-// the socket does not send it. Health is not of the Workload API and says
-// nothing of anybody; the probes that people have, SPIRE's among them, ask for it
-// without the header.
-func checkHeader(ctx context.Context, method string) error {
-	if strings.HasPrefix(method, "/"+healthpb.Health_ServiceDesc.ServiceName+"/") {
-		return nil
-	}
-	v := metadata.ValueFromIncomingContext(ctx, "workload.spiffe.io")
-	if len(v) != 1 || v[0] != "true" {
-		return status.Error(codes.InvalidArgument, "security header missing from request: workload.spiffe.io must be true")
-	}
-	return nil
 }
 
 func (s *Server) recovered(method string, err *error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/workload"
 	"github.com/rootlink/rootlink/pkg/attest"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
@@ -18,31 +21,34 @@ import (
 
 // Whoami explains what the caller, or the tool it holds stopped, would get.
 func (s *Server) Whoami(ctx context.Context, req *workloadv1.WhoamiRequest) (*workloadv1.WhoamiResponse, error) {
-	c, err := callerOf(ctx)
+	c, err := measured.CallerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
-	subj, protected, reason, err := s.recorderOf(ctx, c)
+	subj, err := c.MeasureRecorder(ctx, s.attestor, s.cfg.RecorderGID)
 	if err != nil {
 		return nil, err
 	}
-	pid := c.peer.PID
+	pid, err := c.PID()
+	if err != nil {
+		return nil, measured.Error(err)
+	}
 	resp := &workloadv1.WhoamiResponse{Measurement: &workloadv1.Measurement{Executable: subj.Executable[:], Selectors: subj.Selectors}}
-	seen := identity.StepSeen{Base: subj.Selectors}
+	seen := measured.Seen{Base: subj.Selectors}
 	if req.GetStep() {
-		child, tool, err := s.toolOf(ctx, c)
+		child, tool, err := c.MeasureTool(ctx, s.attestor)
 		if err != nil {
 			return nil, err
 		}
 		pid = child.PID
 		child.Close()
-		seen.Base = append(slices.Clone(subj.Selectors), recorderSelector(subj.Executable, protected))
+		seen.Base = append(slices.Clone(subj.Selectors), measured.RecorderSelector(subj.Executable, subj.Protected))
 		seen.Tools = []string{attest.SelectorTool + hex.EncodeToString(tool[:])}
 		m := resp.Measurement
-		m.Tool, m.Recorder, m.RecorderProtected, m.UnprotectedReason = tool[:], subj.Executable[:], protected, reason
+		m.Tool, m.Recorder, m.RecorderProtected, m.UnprotectedReason = tool[:], subj.Executable[:], subj.Protected, subj.Reason
 		m.Selectors = seen.All()
-		if !protected {
-			resp.Notes = append(resp.Notes, "the recorder is not protected: "+reason)
+		if !subj.Protected {
+			resp.Notes = append(resp.Notes, "the recorder is not protected: "+subj.Reason)
 		}
 	}
 	// Whoever asks wants to know how it is now, not five seconds ago.
@@ -80,13 +86,13 @@ func (s *Server) Whoami(ctx context.Context, req *workloadv1.WhoamiRequest) (*wo
 		resp.Notes = append(resp.Notes, identity.ErrNoEvidence.Error()+": steps are not signed with evidence")
 	}
 	// What was measured is still who asks.
-	if err := c.check(); err != nil {
-		return nil, callerError(err)
+	if err := c.Check(); err != nil {
+		return nil, measured.Error(err)
 	}
 	return resp, nil
 }
 
-func partial(v *identity.View, e *identity.Entry, seen identity.StepSeen) bool {
+func partial(v *identity.View, e *identity.Entry, seen measured.Seen) bool {
 	_, p := v.Steps(seen)
 	return slices.Contains(p, e)
 }
@@ -96,7 +102,7 @@ func match(e *identity.Entry, missing []string, refusal string) *workloadv1.Matc
 }
 
 // refusalOf says why an entry would not be issued for although it matches.
-func refusalOf(v *identity.View, e *identity.Entry, step bool, seen identity.StepSeen) string {
+func refusalOf(v *identity.View, e *identity.Entry, step bool, seen measured.Seen) string {
 	switch {
 	case !step && e.Step():
 		return "the entry is for recorded steps: it is issued to rootlink run, not over the Workload API"
@@ -173,4 +179,13 @@ func imagePath(pid int) (string, error) {
 		return "", workload.ErrGone
 	}
 	return clean, nil
+}
+
+// exeName is the file name of the program that a process runs, for people only.
+func exeName(pid int) (string, error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Base(strings.TrimSuffix(path, " (deleted)")), nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/internal/measured"
 )
 
 // FetchX509SVID streams the caller's SVIDs: at once, and again whenever one is
@@ -56,16 +57,16 @@ func (s *Server) FetchWITBundles(*workloadpb.WITBundlesRequest, workloadpb.Spiff
 
 // answer is one message to the caller and when to look again (zero: only when
 // something changes).
-type answer[M proto.Message] func(ctx context.Context, v *identity.View, subj identity.Subject, es []*identity.Entry) (m M, again time.Time, err error)
+type answer[M proto.Message] func(ctx context.Context, v *identity.View, subj measured.Subject, es []*identity.Entry) (m M, again time.Time, err error)
 
 // watch is the loop of both streams. The caller is measured when it calls, and
 // checked to be the same process with the same executable before each message.
 func watch[M proto.Message](s *Server, ctx context.Context, send func(M) error, make answer[M]) error {
-	c, err := callerOf(ctx)
+	c, err := measured.CallerOf(ctx)
 	if err != nil {
 		return err
 	}
-	subj, err := c.measure(ctx, s.cfg.Attestor)
+	subj, err := c.Measure(ctx, s.attestor)
 	if err != nil {
 		return err
 	}
@@ -82,8 +83,8 @@ func watch[M proto.Message](s *Server, ctx context.Context, send func(M) error, 
 			return err
 		}
 		if !sent || !proto.Equal(m, last) {
-			if err := c.check(); err != nil {
-				return callerError(err)
+			if err := c.Check(); err != nil {
+				return measured.Error(err)
 			}
 			if err := send(m); err != nil {
 				return err
@@ -116,7 +117,7 @@ func sleep(ctx context.Context, changed <-chan struct{}, at time.Time) error {
 // entitled returns the entries that match, oldest first. When there are none
 // and the caller has just come, the server is asked at once: its entry may have
 // been made a moment ago.
-func (s *Server) entitled(ctx context.Context, subj identity.Subject, knock bool) (*identity.View, []*identity.Entry, error) {
+func (s *Server) entitled(ctx context.Context, subj measured.Subject, knock bool) (*identity.View, []*identity.Entry, error) {
 	v, verr := s.cfg.Keeper.View()
 	if verr == nil {
 		if es := matches(v, subj); len(es) > 0 {
@@ -170,7 +171,7 @@ func (s *Server) knock(ctx context.Context, found func(*identity.View) bool) err
 // default identity of the Workload API) stays the same when more are made. Of
 // several with one hint only the first counts, as the Workload API demands
 // hints to be unique.
-func matches(v *identity.View, subj identity.Subject) []*identity.Entry {
+func matches(v *identity.View, subj measured.Subject) []*identity.Entry {
 	es := v.Workload(subj.Selectors)
 	slices.SortStableFunc(es, func(a, b *identity.Entry) int {
 		if a.CreatedAt != b.CreatedAt {
@@ -188,7 +189,7 @@ func matches(v *identity.View, subj identity.Subject) []*identity.Entry {
 
 // svids gets an SVID for each entry. Those that cannot be had are left out; it
 // fails when none can.
-func (s *Server) svids(ctx context.Context, v *identity.View, subj identity.Subject, es []*identity.Entry) (*workloadpb.X509SVIDResponse, time.Time, error) {
+func (s *Server) svids(ctx context.Context, v *identity.View, subj measured.Subject, es []*identity.Entry) (*workloadpb.X509SVIDResponse, time.Time, error) {
 	got := make([]*identity.SVID, len(es))
 	errs := make([]error, len(es))
 	var wg sync.WaitGroup
@@ -231,7 +232,7 @@ func (s *Server) svids(ctx context.Context, v *identity.View, subj identity.Subj
 // errNotInBundle: the authority was withdrawn while the SVID was on its way.
 var errNotInBundle = errors.New("the authority that issued it is no longer in the trust bundle")
 
-func (s *Server) bundles(_ context.Context, v *identity.View, _ identity.Subject, es []*identity.Entry) (*workloadpb.X509BundlesResponse, time.Time, error) {
+func (s *Server) bundles(_ context.Context, v *identity.View, _ measured.Subject, es []*identity.Entry) (*workloadpb.X509BundlesResponse, time.Time, error) {
 	m := federated(v, es)
 	m[v.TrustDomain.IDString()] = identity.ConcatDER(s.cfg.Issuer.Authorities())
 	return &workloadpb.X509BundlesResponse{Bundles: m}, time.Time{}, nil

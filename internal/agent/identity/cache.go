@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/measured"
 )
 
 const (
@@ -55,7 +57,7 @@ func (c *cache) init(i *Issuer) {
 // SVID returns an SVID for e held by s: a cached one when it is in the first
 // half of its life, else a new one, else (the server is away) a cached one that
 // is still valid. RenewAt tells when to ask again.
-func (i *Issuer) SVID(ctx context.Context, e *Entry, s Subject) (*SVID, error) {
+func (i *Issuer) SVID(ctx context.Context, e *Entry, s measured.Subject) (*SVID, error) {
 	view, err := i.keeper.View()
 	if err != nil {
 		return nil, err
@@ -74,7 +76,7 @@ func (i *Issuer) SVID(ctx context.Context, e *Entry, s Subject) (*SVID, error) {
 }
 
 // start returns a good SVID, or the flight that will bring one.
-func (c *cache) start(key cacheKey, e *Entry, s Subject) (*flight, *SVID) {
+func (c *cache) start(key cacheKey, e *Entry, s measured.Subject) (*flight, *SVID) {
 	now := c.issuer.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,7 +113,7 @@ func (c *cache) known(s *SVID) bool {
 
 // fly issues. It belongs to no caller: one that goes away must not take the
 // SVID from the others.
-func (c *cache) fly(key cacheKey, sl *slot, f *flight, e *Entry, s Subject) {
+func (c *cache) fly(key cacheKey, sl *slot, f *flight, e *Entry, s measured.Subject) {
 	ctx, cancel := context.WithTimeout(context.Background(), issueTimeout)
 	defer cancel()
 	svid, err := c.issuer.issue(ctx, e, s)

@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -141,24 +142,11 @@ entries:
 	return out
 }
 
-// StepSeen is what was measured of a step so far.
-type StepSeen struct {
-	Base  []string // the recorder's own selectors as a key holder, and its recorder selector
-	Tools []string // tool selectors in the order they were seen, without repeats
-}
-
-// All returns every selector seen, sorted.
-func (s StepSeen) All() []string {
-	out := slices.Concat(s.Base, s.Tools)
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
 // Steps returns the entries that allow what was seen. Each tool seen must be a
 // selector of the entry, and each other selector of the entry must have been
 // seen. complete are those whose tools have all been seen; partial ones still
 // wait for some (env, and then go).
-func (v *View) Steps(seen StepSeen) (complete, partial []*Entry) {
+func (v *View) Steps(seen measured.Seen) (complete, partial []*Entry) {
 	for _, e := range v.Entries {
 		if !e.StepComplete() || !contains(e.tools, seen.Tools) || !contains(seen.Base, e.others) {
 			continue

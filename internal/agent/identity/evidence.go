@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,43 +24,6 @@ type Quoter interface {
 
 // ErrNoEvidence means that this server takes no evidence: a stock SPIRE server.
 var ErrNoEvidence = errors.New("the server does not issue SVIDs with evidence (it is a stock SPIRE server)")
-
-// Subject is the process that an SVID is for, as it was measured.
-type Subject struct {
-	Executable [32]byte
-	Selectors  []string // "type:value", sorted, unique
-}
-
-// NewSubject reads a plugin's selector values of type "binary". One hash, no
-// more and no less, says which executable holds the key.
-func NewSubject(values []string) (Subject, error) {
-	var s Subject
-	found := false
-	for _, v := range values {
-		if strings.ContainsAny(v, "\n\x00") || len(v) > attest.MaxSelector {
-			return s, fmt.Errorf("workload attestor sent a malformed selector %.64q", v)
-		}
-		// A plugin that spoke of tools or recorders would let any workload
-		// pass for a recorded step.
-		if strings.HasPrefix(v, "tool:") || strings.HasPrefix(v, "recorder") {
-			return s, fmt.Errorf("workload attestor sent %.64q, which only the agent may say", v)
-		}
-		s.Selectors = append(s.Selectors, "binary:"+v)
-		if h, ok := strings.CutPrefix(v, "sha256:"); ok {
-			b, err := hex.DecodeString(h)
-			if err != nil || len(b) != len(s.Executable) || hex.EncodeToString(b) != h || found {
-				return s, errors.New("workload attestor sent a malformed or second sha256 selector")
-			}
-			found = true
-			copy(s.Executable[:], b)
-		}
-	}
-	if !found {
-		return s, errors.New("workload attestor did not measure the executable")
-	}
-	s.Selectors = attest.SortSelectors(s.Selectors)
-	return s, nil
-}
 
 // Leaf is what evidence is asked to commit to; the rest of the leaf is the
 // agent's own.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -251,30 +252,6 @@ func TestNonceErrorIsNotKept(t *testing.T) {
 	})
 }
 
-func TestNewSubject(t *testing.T) {
-	hash := "sha256:" + strings.Repeat("ab", 32)
-	s, err := NewSubject([]string{"uid:0", hash, "gid:0", "parent:sha256:" + strings.Repeat("cd", 32)})
-	if err != nil || s.Executable[0] != 0xab || !slices.IsSorted(s.Selectors) || len(s.Selectors) != 4 {
-		t.Errorf("%+v %v", s, err)
-	}
-	for what, bad := range map[string][]string{
-		"no hash":             {"uid:0"},
-		"nothing":             nil,
-		"two hashes":          {hash, "sha256:" + strings.Repeat("cd", 32)},
-		"short hash":          {hash[:20]},
-		"upper-case hash":     {"sha256:" + strings.Repeat("AB", 32)},
-		"a tool":              {hash, "tool:" + hash},
-		"a recorder":          {hash, "recorder:" + hash},
-		"unprotected one":     {hash, "recorder_unprotected:" + hash},
-		"a line break inside": {hash, "path:/a\nb"},
-		"too long":            {hash, "path:/" + strings.Repeat("x", 2000)},
-	} {
-		if _, err := NewSubject(bad); err == nil {
-			t.Errorf("%s: accepted", what)
-		}
-	}
-}
-
 func entry(id string, selectors ...string) *Entry {
 	e := &types.Entry{Id: id, SpiffeId: &types.SPIFFEID{TrustDomain: "example.test", Path: "/" + id}}
 	for _, s := range selectors {
@@ -324,7 +301,7 @@ func TestMatching(t *testing.T) {
 		{[]string{self, rec}, []string{other}, "", ""},
 		{[]string{self}, []string{gocmd}, "", ""},
 	} {
-		complete, partial := v.Steps(StepSeen{Base: c.base, Tools: c.tools})
+		complete, partial := v.Steps(measured.Seen{Base: c.base, Tools: c.tools})
 		if names(complete) != c.complete || names(partial) != c.partial {
 			t.Errorf("base %v, tools %v: complete %q, partial %q", c.base, c.tools, names(complete), names(partial))
 		}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -108,7 +109,7 @@ func ConcatDER(cs []*x509.Certificate) []byte {
 }
 
 // issue makes a key and has an SVID issued for it.
-func (i *Issuer) issue(ctx context.Context, e *Entry, s Subject) (*SVID, error) {
+func (i *Issuer) issue(ctx context.Context, e *Entry, s measured.Subject) (*SVID, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -143,7 +144,7 @@ func (i *Issuer) issue(ctx context.Context, e *Entry, s Subject) (*SVID, error) 
 
 // withEvidence quotes, and quotes once more when the server does not like it:
 // a server that was restarted knows none of its old nonces.
-func (i *Issuer) withEvidence(ctx context.Context, e *Entry, s Subject, key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
+func (i *Issuer) withEvidence(ctx context.Context, e *Entry, s measured.Subject, key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
 		return nil, err
@@ -248,7 +249,7 @@ func (i *Issuer) sign(ctx context.Context, e *Entry, req upstream.SignRequest, k
 
 // cacheKey names an SVID: another executable, or in evidence other selectors,
 // means another SVID.
-func (i *Issuer) cacheKey(e *Entry, s Subject, evidence bool) cacheKey {
+func (i *Issuer) cacheKey(e *Entry, s measured.Subject, evidence bool) cacheKey {
 	k := cacheKey{entry: e.ID, revision: e.Revision, created: e.CreatedAt, executable: s.Executable}
 	if evidence {
 		h := sha256.New()

@@ -4,7 +4,6 @@ package binary
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/workload"
 )
 
@@ -92,28 +92,9 @@ func (p *Plugin) Attest(ctx context.Context, req *workloadattestorv1.AttestReque
 	got, err := m.Measure(ctx, int(req.GetPid()))
 	if err != nil {
 		p.log.Warn("A process could not be measured", "pid", fmt.Sprint(req.GetPid()), "reason", err.Error(), "hint", workload.Hint(err))
-		return nil, status.Error(code(err), err.Error())
+		return nil, status.Error(measured.Code(err), err.Error())
 	}
 	return &workloadattestorv1.AttestResponse{SelectorValues: got.Selectors()}, nil
-}
-
-func code(err error) codes.Code {
-	var ce *workload.CapabilityError
-	switch {
-	case errors.Is(err, context.Canceled):
-		return codes.Canceled
-	case errors.Is(err, context.DeadlineExceeded):
-		return codes.DeadlineExceeded
-	case errors.Is(err, workload.ErrForeignPID):
-		return codes.InvalidArgument
-	case errors.Is(err, workload.ErrGone), errors.Is(err, workload.ErrChanged):
-		return codes.Aborted
-	case errors.Is(err, workload.ErrBudget):
-		return codes.ResourceExhausted
-	case errors.Is(err, workload.ErrFileSystem), errors.Is(err, workload.ErrTooLarge), errors.As(err, &ce):
-		return codes.FailedPrecondition
-	}
-	return codes.Internal
 }
 
 // recovered keeps a panic in one call from ending the plugin: SPIRE does not

@@ -1,4 +1,4 @@
-package endpoint
+package measured
 
 import (
 	"errors"
@@ -15,8 +15,8 @@ import (
 
 // Listen creates the socket at path, open to every local user: who they are is
 // measured, not left to file modes. What stands at path is replaced only if it
-// is a dead socket of ours.
-func Listen(path string) (*net.UnixListener, error) {
+// is a dead socket of ours. setting is what its path was given with, for hints.
+func Listen(path, setting string) (*net.UnixListener, error) {
 	if err := cli.CheckSocketPath(path); err != nil {
 		return nil, err
 	}
@@ -24,14 +24,14 @@ func Listen(path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		err = fmt.Errorf("directory of the socket: %w", err)
 		if errors.Is(err, fs.ErrPermission) {
-			err = cli.Hint(err, "name a place of your own with --socket, or run the agent as root")
+			err = cli.Hint(err, "name a place of your own with "+setting+", or run the agent as root")
 		}
 		return nil, err
 	}
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
-	if err := clearStale(path); err != nil {
+	if err := clearStale(path, setting); err != nil {
 		return nil, err
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -66,7 +66,7 @@ func checkDir(dir string) error {
 }
 
 // clearStale removes what an agent that crashed left behind.
-func clearStale(path string) error {
+func clearStale(path, setting string) error {
 	err := cli.ClearStaleSocket(path)
 	if err == nil {
 		return nil
@@ -74,11 +74,11 @@ func clearStale(path string) error {
 	hint := ""
 	switch {
 	case errors.Is(err, cli.ErrNotSocket):
-		hint = "remove it, or name another path with --socket"
+		hint = "remove it, or name another path with " + setting
 	case errors.Is(err, cli.ErrForeignSocket):
-		hint = "remove it if it is a leftover, or name another path with --socket"
+		hint = "remove it if it is a leftover, or name another path with " + setting
 	case errors.Is(err, cli.ErrSocketInUse):
-		hint = "stop the other agent, or name another path with --socket"
+		hint = "stop the other agent, or name another path with " + setting
 	}
 	return cli.Hint(fmt.Errorf("socket: %w", err), hint)
 }
@@ -88,6 +88,12 @@ const (
 	maxConnsPerUID = 1024
 	maxConns       = 4096
 )
+
+// NewListener returns a listener whose connections know their Callers. It is
+// served with Credentials.
+func NewListener(l *net.UnixListener) net.Listener {
+	return &listener{UnixListener: l, byUID: make(map[uint32]int)}
+}
 
 // listener pins each peer the moment it is accepted.
 type listener struct {
@@ -139,7 +145,7 @@ func (l *listener) leave(uid uint32) {
 // conn is a connection that knows who is at its other end.
 type conn struct {
 	*net.UnixConn
-	caller *caller
+	caller *Caller
 	l      *listener
 	once   sync.Once
 }

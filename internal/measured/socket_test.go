@@ -1,4 +1,4 @@
-package endpoint
+package measured
 
 import (
 	"errors"
@@ -25,7 +25,7 @@ func shortDir(t *testing.T) string {
 
 func TestSocketIsOpenToEverybody(t *testing.T) {
 	path := filepath.Join(shortDir(t), "run", "agent.sock")
-	l, err := Listen(path)
+	l, err := Listen(path, "--socket")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	l, err = Listen(path)
+	l, err = Listen(path, "--socket")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestRefusesSocket(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := c.make(t, shortDir(t))
-			l, err := Listen(path)
+			l, err := Listen(path, "--socket")
 			if err == nil {
 				l.Close()
 				t.Fatal("accepted")
@@ -142,7 +142,7 @@ func TestSharedStickyDirectoryIsGoodEnough(t *testing.T) {
 	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
 		t.Fatal(err)
 	}
-	l, err := Listen(filepath.Join(dir, "s"))
+	l, err := Listen(filepath.Join(dir, "s"), "--socket")
 	if err != nil {
 		t.Fatal(err)
 	}
