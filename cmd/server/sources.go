@@ -1,19 +1,14 @@
 package main
 
 import (
-	"bytes"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/cli"
-	"github.com/rootlink/rootlink/internal/server/admin"
+	"github.com/rootlink/rootlink/internal/trustdoc"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -39,7 +34,7 @@ func (f *sourceFlags) register(fs *pflag.FlagSet) {
 
 // json is what the request carries, nil for nothing.
 func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
-	s := admin.Sources{Operator: f.operator}
+	s := trustdoc.Sources{Operator: f.operator}
 	if c.Flags().Changed("authorities-needed") {
 		s.AuthoritiesNeeded = &f.needed
 		if f.needed < 0 || f.needed > link.MaxTokens {
@@ -55,12 +50,12 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		chains, err := chainsOf(rest)
+		chains, err := trustdoc.Chains(rest)
 		if err != nil {
 			return nil, cli.Usage("give the certificates of the authority in PEM, up to its root", "--tsa-chain: %s: %w", path, err)
 		}
 		for _, chain := range chains {
-			s.Timestamps = append(s.Timestamps, admin.TSA{Chain: chain, Operator: opts["operator"], URI: opts["uri"]})
+			s.Timestamps = append(s.Timestamps, trustdoc.TSA{Chain: chain, Operator: opts["operator"], URI: opts["uri"]})
 		}
 	}
 	for _, arg := range f.witnesses {
@@ -102,61 +97,4 @@ next:
 		return "", nil, cli.Usage("such as FILE,operator=example.com", "%s: unknown %q", flag, p)
 	}
 	return parts[0], out, nil
-}
-
-// chainsOf reads the certificates of a timestamp authority, in whatever order
-// its operator writes them, and returns a chain with the root last for each one
-// that signs: an authority changes its signing key and keeps its root.
-func chainsOf(text []byte) ([][][]byte, error) {
-	var all []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		if !slices.ContainsFunc(all, c.Equal) {
-			all = append(all, c)
-		}
-	}
-	if len(all) == 0 {
-		return nil, errors.New("it holds no certificate")
-	}
-	issuer := func(c *x509.Certificate) *x509.Certificate {
-		for _, ca := range all {
-			if ca != c && bytes.Equal(ca.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(ca) == nil {
-				return ca
-			}
-		}
-		return nil
-	}
-	inner := map[*x509.Certificate]bool{} // those that issued another one
-	for _, c := range all {
-		if ca := issuer(c); ca != nil {
-			inner[ca] = true
-		}
-	}
-	var out [][][]byte
-	for _, c := range all {
-		if inner[c] {
-			continue
-		}
-		var chain [][]byte
-		for at := c; at != nil; at = issuer(at) {
-			if chain = append(chain, at.Raw); len(chain) > len(all) {
-				return nil, errors.New("its certificates issue each other")
-			}
-		}
-		out = append(out, chain)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("its certificates issue each other")
-	}
-	return out, nil
 }

@@ -11,6 +11,8 @@ import (
 	"math/big"
 	"testing"
 	"time"
+
+	"github.com/rootlink/rootlink/internal/trustdoc"
 )
 
 type issued struct {
@@ -64,7 +66,7 @@ func TestTSAChainsInAnyOrder(t *testing.T) {
 			for _, c := range tt.in {
 				text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 			}
-			got, err := chainsOf(text)
+			got, err := trustdoc.Chains(text)
 			if err != nil || len(got) != len(tt.want) {
 				t.Fatalf("%d chains, %v", len(got), err)
 			}
@@ -80,7 +82,7 @@ func TestTSAChainsInAnyOrder(t *testing.T) {
 			}
 		})
 	}
-	if _, err := chainsOf([]byte("no PEM")); err == nil {
+	if _, err := trustdoc.Chains([]byte("no PEM")); err == nil {
 		t.Error("nothing passes for a chain")
 	}
 }

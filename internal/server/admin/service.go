@@ -21,6 +21,7 @@ import (
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/internal/trustdoc"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 	"github.com/rootlink/rootlink/pkg/tlog"
@@ -85,7 +86,6 @@ var (
 	errExists    = errors.New("exists already")
 	errNoValues  = errors.New("reported no PCR values")
 	errMalformed = errors.New("malformed")
-	errNothing   = errors.New("nothing to trust")
 	errNoKey     = errors.New("cannot sign")
 )
 
@@ -100,9 +100,9 @@ func toStatus(err error) error {
 		code = codes.NotFound
 	case errors.Is(err, errExists), errors.Is(err, policy.ErrSameProfile):
 		code = codes.AlreadyExists
-	case errors.Is(err, errNoValues), errors.Is(err, errNothing), errors.Is(err, errNoKey), errors.Is(err, policy.ErrNotQuoted):
+	case errors.Is(err, errNoValues), errors.Is(err, trustdoc.ErrNothing), errors.Is(err, errNoKey), errors.Is(err, policy.ErrNotQuoted):
 		code = codes.FailedPrecondition
-	case errors.Is(err, errMalformed), errors.Is(err, policy.ErrResettable), errors.Is(err, attest.ErrPCRPolicy):
+	case errors.Is(err, errMalformed), errors.Is(err, trustdoc.ErrMalformed), errors.Is(err, policy.ErrResettable), errors.Is(err, attest.ErrPCRPolicy):
 		code = codes.InvalidArgument
 	case errors.Is(err, store.ErrUnknownState), errors.Is(err, store.ErrClosed):
 		code = codes.Unavailable

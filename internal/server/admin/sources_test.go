@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/internal/trustdoc"
 	"github.com/rootlink/rootlink/pkg/link"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
@@ -19,9 +20,9 @@ func TestSourcesAreRemembered(t *testing.T) {
 	tsa := forge.NewTSA(t, nil)
 	w := forge.NewLogWitness(t, "witness.example", epoch).Info()
 	needed := 2
-	raw, err := json.Marshal(Sources{
+	raw, err := json.Marshal(trustdoc.Sources{
 		Operator: "example.com", AuthoritiesNeeded: &needed,
-		Timestamps: []TSA{{Chain: [][]byte{tsa.Leaf.Raw, tsa.Root.Raw}, Operator: "tsa.example"}},
+		Timestamps: []trustdoc.TSA{{Chain: [][]byte{tsa.Leaf.Raw, tsa.Root.Raw}, Operator: "tsa.example"}},
 		Witnesses:  []link.Witness{{Name: w.Name, Key: w.Key}},
 	})
 	if err != nil {

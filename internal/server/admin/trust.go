@@ -1,30 +1,24 @@
 package admin
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/internal/trustdoc"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/svid"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
-// DefaultTrustLifetime is how long a trust.json may be used: long enough for a
-// release to be checked, short enough that revocations reach people.
-const DefaultTrustLifetime = 90 * 24 * time.Hour
-
-const maxTrustLifetime = 10 * 365 * 24 * time.Hour
+// DefaultTrustLifetime is how long a trust.json may be used.
+const DefaultTrustLifetime = trustdoc.DefaultLifetime
 
 // ExportTrust returns trust.json, or the part of it that Sigstore's tools read.
 func (s *Service) ExportTrust(ctx context.Context, req *adminv1.ExportTrustRequest) (*adminv1.ExportTrustResponse, error) {
@@ -46,35 +40,25 @@ func (s *Service) exportSigstore(ctx context.Context) (*adminv1.ExportTrustRespo
 	if err != nil {
 		return nil, err
 	}
-	root, err := known.Sigstore()
+	doc, err := trustdoc.Sigstore(known)
 	if err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	if err := json.Indent(&b, root, "", "  "); err != nil {
-		return nil, err
-	}
-	b.WriteByte('\n')
-	return &adminv1.ExportTrustResponse{Document: b.Bytes(), Notes: []string{
+	return &adminv1.ExportTrustResponse{Document: doc, Notes: []string{
 		"tools that read this part check signatures and times, and no hardware evidence",
 	}}, nil
 }
 
 func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRequest) (*adminv1.ExportTrustResponse, error) {
 	// Compared in seconds: a huge number of them would wrap around.
-	if req.LifetimeSeconds < 0 || req.LifetimeSeconds > int64(maxTrustLifetime/time.Second) {
+	if req.LifetimeSeconds < 0 || req.LifetimeSeconds > int64(trustdoc.MaxLifetime/time.Second) {
 		return nil, malformed("a lifetime of %d seconds", req.LifetimeSeconds)
-	}
-	lifetime := time.Duration(req.LifetimeSeconds) * time.Second
-	if lifetime == 0 {
-		lifetime = DefaultTrustLifetime
 	}
 	s.exporting.Lock()
 	defer s.exporting.Unlock()
-	now := s.now().UTC().Truncate(time.Second)
-	f := link.TrustFile{
-		Issued: now, Expires: now.Add(lifetime), TrustDomain: s.b.TrustDomain(),
-		Requirements: []link.Requirement{}, // an empty list is written out: it allows nobody
+	f, err := trustdoc.New(s.b.TrustDomain(), s.now(), time.Duration(req.LifetimeSeconds)*time.Second)
+	if err != nil {
+		return nil, err
 	}
 	var notes []string
 	root, err := s.trustedRoot(ctx)
@@ -90,9 +74,7 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	if err := s.addAuthorityRevocations(&f); err != nil {
 		return nil, err
 	}
-	for _, ca := range s.b.AttestationCAs() {
-		f.AttestationCAs = append(f.AttestationCAs, link.AttestationCA{Certificate: ca.Raw})
-	}
+	trustdoc.AddAttestationCAs(&f, s.b.AttestationCAs())
 	if err := s.addEKs(ctx, &f, req.AnyNode, &notes); err != nil {
 		return nil, err
 	}
@@ -117,12 +99,11 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 		return nil, err
 	}
 	for _, k := range req.LayoutKeys {
-		if _, err := x509.ParsePKIXPublicKey(k.SpkiDer); err != nil {
-			return nil, malformed("layout key %q: %w", k.Name, err)
+		if err := trustdoc.AddLayoutKey(&f, k.Name, k.SpkiDer); err != nil {
+			return nil, err
 		}
-		f.LayoutKeys = append(f.LayoutKeys, link.LayoutKey{Name: k.Name, Key: k.SpkiDer})
 	}
-	if err := addRevocations(&f, req.RevocationsJson); err != nil {
+	if err := trustdoc.AddRevocations(&f, req.RevocationsJson); err != nil {
 		return nil, err
 	}
 	r, err := s.seal(ctx, &f, req.Unsigned)
@@ -161,7 +142,7 @@ func (s *Service) trustedRoot(ctx context.Context) (root link.TrustedRoot, err e
 		out = append(out, w)
 	}
 	if len(out) == 0 {
-		return root, fmt.Errorf("%w: no X.509 authority", errNothing)
+		return root, fmt.Errorf("%w: no X.509 authority", trustdoc.ErrNothing)
 	}
 	root.Authorities = out
 	root.Timestamps = s.b.TimestampAuthorities()
@@ -218,17 +199,10 @@ func oldest(as []link.Authority) time.Time {
 func (s *Service) addEKs(ctx context.Context, f *link.TrustFile, anyNode bool, notes *[]string) error {
 	ek, err := s.ek()
 	if err != nil {
-		return fmt.Errorf("%w: %w", errNothing, err)
+		return fmt.Errorf("%w: %w", trustdoc.ErrNothing, err)
 	}
-	for _, c := range ek.Roots {
-		f.EK.Roots = append(f.EK.Roots, c.Raw)
-	}
-	for _, c := range ek.Intermediates {
-		f.EK.Intermediates = append(f.EK.Intermediates, c.Raw)
-	}
-	f.EK.Allow, f.EK.Deny = hashes(ek.Allow), hashes(ek.Deny)
-	if len(f.EK.Roots)+len(f.EK.Allow) == 0 {
-		return fmt.Errorf("%w: the server has neither EK roots nor an EK allow-list, so no TPM can be genuine", errNothing)
+	if err := trustdoc.AddEKs(f, ek); err != nil {
+		return err
 	}
 	// Whoever attested once stays in the inventory: what a node signed before
 	// it was evicted or retired is as good as ever, and what a banned one signed
@@ -292,58 +266,17 @@ func (s *Service) addPolicies(ctx context.Context, f *link.TrustFile) (known map
 		return nil, err
 	}
 	known = map[string]bool{}
-	for i, p := range list { // by name, oldest first
-		// A deleted one ended then, whatever took its name later.
-		replaced := p.DeletedAt
-		if replaced.IsZero() && i+1 < len(list) && list[i+1].Policy.Name == p.Policy.Name {
-			replaced = list[i+1].CreatedAt
-		}
-		f.PCRPolicies = append(f.PCRPolicies, link.PCRPolicy{PCRPolicy: p.Policy, Replaced: replaced})
+	var revisions []trustdoc.PolicyRevision
+	for _, p := range list { // by name, oldest first
+		revisions = append(revisions, trustdoc.PolicyRevision{Policy: p.Policy, Created: p.CreatedAt, Deleted: p.DeletedAt})
 		known[p.Policy.Name] = true
 	}
+	trustdoc.AddPolicies(f, revisions)
 	return known, nil
-}
-
-func addRevocations(f *link.TrustFile, raw []byte) error {
-	if len(raw) == 0 {
-		return nil
-	}
-	// Signed or not: it came through the admin socket.
-	kind, doc, _, err := link.Document(raw)
-	if err != nil || kind != link.KindRevocations {
-		return malformed("revocations: not a revocation file")
-	}
-	var r link.RevocationsFile
-	dec := json.NewDecoder(bytes.NewReader(doc))
-	dec.DisallowUnknownFields() // a misspelt key would bring back what somebody meant to revoke
-	if err := dec.Decode(&r); err != nil {
-		return malformed("revocations: %w", err)
-	}
-	if r.Format != link.RevocationsFormat || r.Version != link.FormatVersion {
-		return malformed("revocations: format %q version %d", r.Format, r.Version)
-	}
-	if _, err := r.Marshal(); err != nil {
-		return malformed("revocations: %w", err)
-	}
-	if r.TrustDomain != f.TrustDomain {
-		return malformed("the revocations are of trust domain %q, this is %q", r.TrustDomain, f.TrustDomain)
-	}
-	f.Revocations = append(f.Revocations, r.Revocations...)
-	return nil
 }
 
 // ekOf returns the EK hash of an agent that attested with a TPM: its ID names it.
 func ekOf(agentID, td string) (string, bool) {
 	h, ok := strings.CutPrefix(agentID, "spiffe://"+td+"/spire/agent/tpmnode/")
 	return h, ok && len(h) == 64
-}
-
-func hashes(set map[[32]byte]bool) (out []string) {
-	for h, in := range maps.All(set) {
-		if in {
-			out = append(out, hex.EncodeToString(h[:]))
-		}
-	}
-	slices.Sort(out)
-	return out
 }

@@ -2,10 +2,12 @@ package admin
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"fmt"
 
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/internal/trustdoc"
 	"github.com/rootlink/rootlink/pkg/envelope"
 	"github.com/rootlink/rootlink/pkg/link"
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
@@ -28,11 +30,7 @@ func (s *Service) seal(ctx context.Context, f *link.TrustFile, unsigned bool) (*
 	if signer == nil && !unsigned {
 		return nil, fmt.Errorf("%w: the trust key is not kept on this server", errNoKey)
 	}
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, err
-	}
-	f.TrustKeys = []link.TrustKey{{Key: der}}
+	var err error
 	if f.Previous, err = s.store.TrustValue(ctx, store.TrustDigest); err != nil {
 		return nil, err
 	}
@@ -42,7 +40,11 @@ func (s *Service) seal(ctx context.Context, f *link.TrustFile, unsigned bool) (*
 	if f.Serial, err = s.store.NextTrustSerial(ctx); err != nil {
 		return nil, err
 	}
-	doc, err := f.Marshal()
+	var signers []crypto.Signer
+	if !unsigned {
+		signers = append(signers, signer)
+	}
+	doc, signed, err := trustdoc.Seal(f, []crypto.PublicKey{pub}, signers)
 	if err != nil {
 		return nil, err
 	}
@@ -57,9 +59,7 @@ func (s *Service) seal(ctx context.Context, f *link.TrustFile, unsigned bool) (*
 	if unsigned {
 		return r, nil
 	}
-	if r.Document, err = link.SignTrust(doc, signer); err != nil {
-		return nil, err
-	}
+	r.Document = signed
 	r.SignedBy, err = envelope.Fingerprint(pub)
 	return r, err
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/attestca"
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/ekfiles"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
@@ -148,7 +148,7 @@ func (s *settings) readEKs(c *config) (notes []string, err error) {
 			"give the TPM makers' root certificates in ek_roots, or EK hashes in ek_allow")
 	}
 	for _, path := range paths {
-		if err := addRoots(&s.roots, path); err != nil {
+		if err := ekfiles.AddRoots(&s.roots, path); err != nil {
 			return nil, err
 		}
 	}
@@ -309,10 +309,10 @@ func (s *settings) readState(c *config, o Options, was *settings, create bool) (
 func (s *settings) ekRoots() (attest.EKRoots, error) {
 	r := s.roots
 	var err error
-	if r.Allow, err = readHashes("ek_allow", s.allow); err != nil {
+	if r.Allow, err = ekfiles.ReadHashes("ek_allow", s.allow); err != nil {
 		return attest.EKRoots{}, err
 	}
-	if r.Deny, err = readHashes("ek_deny", s.deny); err != nil {
+	if r.Deny, err = ekfiles.ReadHashes("ek_deny", s.deny); err != nil {
 		return attest.EKRoots{}, err
 	}
 	return r, nil
@@ -340,12 +340,4 @@ func stringList(key string, v any) ([]string, error) {
 		return out, nil
 	}
 	return nil, fmt.Errorf("%s: want a path or a list of paths", key)
-}
-
-func isDir(path string) (bool, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return false, err
-	}
-	return st.IsDir(), nil
 }
