@@ -5,9 +5,6 @@ import (
 
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/server/bundles"
 )
@@ -56,30 +53,4 @@ func (s *Server) ownKeys() (keys [][]byte) {
 		keys = append(keys, a.Certificate.RawSubjectPublicKeyInfo)
 	}
 	return keys
-}
-
-// healthService answers for the service "": the store takes writes and an
-// authority can sign.
-type healthService struct {
-	grpc_health_v1.UnimplementedHealthServer
-	s *Server
-}
-
-func (h *healthService) Check(ctx context.Context, req *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
-	if req.Service != "" {
-		return nil, status.Error(codes.NotFound, "unknown service")
-	}
-	resp := &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}
-	signer, err := h.s.authorities.signer()
-	if err == nil && !h.s.cfg.Now().Before(signer.Authority().NotAfter) {
-		err = errAuthorityExpired
-	}
-	if err == nil {
-		err = h.s.store.Check(ctx)
-	}
-	if err != nil {
-		h.s.cfg.Log.Error("health check", "error", err)
-		resp.Status = grpc_health_v1.HealthCheckResponse_NOT_SERVING
-	}
-	return resp, nil
 }

@@ -84,7 +84,8 @@ type Server struct {
 	count counters
 	cache authorizedCache
 
-	started time.Time // when New was called
+	started  time.Time     // when New was called
+	stopping chan struct{} // closed when Run ends: no stream may keep it
 
 	closing sync.Once
 	closed  error
@@ -103,7 +104,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 			s.Close()
 		}
 	}()
-	s.started = s.cfg.Now()
+	s.started, s.stopping = s.cfg.Now(), make(chan struct{})
 	if err = s.checkAttestor(ctx); err != nil {
 		return nil, err
 	}
@@ -260,6 +261,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-failed:
 	}
 	cancel()
+	close(s.stopping)
 	wg.Go(func() { stopHTTP(web) })
 	stop(remote, local)
 	wg.Wait()

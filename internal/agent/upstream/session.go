@@ -172,6 +172,9 @@ func (s *Session) FederatedBundle(ctx context.Context, td spiffeid.TrustDomain) 
 	b, err := bundlev1.NewBundleClient(s.conn).GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
 	switch status.Code(err) {
 	case codes.OK:
+		if len(b.GetX509Authorities()) == 0 {
+			return nil, nil // keys for JWT-SVIDs only, or none at all: no reason to stop syncing
+		}
 		return authorities(b)
 	case codes.NotFound, codes.Unimplemented:
 		return nil, nil
