@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +21,9 @@ type runFlags struct {
 	plug   agent.PluginConfig
 	group  string
 	level  string
+	format string
 	config string
+	expand bool
 }
 
 func runCommand() *cobra.Command {
@@ -44,15 +45,15 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.plug.IMALog, "ima-log", "", "IMA log (default: the kernel's, for a TPM of this machine)")
 	fl.DurationVar(&f.cfg.SyncInterval, "sync-interval", identity.DefaultSyncInterval, "time between looks at the server's entries when no unknown workload asks")
 	fl.StringVar(&f.group, "recorder-group", "", `group NAME or GID that rootlink is installed setgid to, "none" for none (default: "`+defaultGroup+`" where it exists)`)
-	fl.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
-	fl.StringVar(&f.config, "config", "", "configuration file (HCL); flags win over it")
+	cli.LogFlags(fl, &f.level, &f.format)
+	cli.ConfigFlags(fl, &f.config, &f.expand)
 	return c
 }
 
 func (f *runFlags) run(c *cobra.Command) (err error) {
 	var plugins []config.Plugin
 	if f.config != "" {
-		file, err := config.Load(f.config)
+		file, err := config.Load(f.config, f.expand)
 		if err != nil {
 			return err
 		}
@@ -61,12 +62,11 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 		}
 		plugins = file.Plugins()
 	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(f.level)); err != nil {
-		return cli.Usage("one of debug, info, warn, error", "log level %q is not known", f.level)
-	}
 	stderr := c.ErrOrStderr()
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log, _, err := cli.Logger(stderr, f.level, f.format)
+	if err != nil {
+		return err
+	}
 	if f.cfg.RecorderGID, err = recorderGroup(f.group, log); err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"strings"
 	"syscall"
 	"time"
@@ -28,7 +27,8 @@ import (
 // runFlags are the settings of `run`; the same names with underscores are the
 // keys of server {} in the configuration file.
 type runFlags struct {
-	config, logLevel                                string
+	config, logLevel, logFormat                     string
+	expandEnv                                       bool
 	trustDomain, listen, httpListen, httpURL        string
 	log, logOrigin, witnessPolicy                   string
 	trustKeyPublic                                  string
@@ -52,8 +52,8 @@ func runCommand(at *location) *cobra.Command {
 		Use: "run --trust-domain NAME --ek-roots PEM|DIR…", Short: "Run the server in the foreground", Args: cobra.NoArgs,
 	}
 	fs := c.Flags()
-	fs.StringVar(&f.config, "config", "", "HCL file; flags win over it")
-	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	cli.ConfigFlags(fs, &f.config, &f.expandEnv)
+	cli.LogFlags(fs, &f.logLevel, &f.logFormat)
 	fs.StringVar(&f.trustDomain, "trust-domain", "", "name of the trust domain, such as example.org")
 	fs.StringVar(&f.listen, "listen", server.DefaultListen, "TCP address for agents; port 0 picks one")
 	fs.StringVar(&f.httpListen, "http-listen", server.DefaultHTTPListen, `TCP address of the HTTP port, for timestamps and the log; port 0 picks one, "off" opens none`)
@@ -120,7 +120,7 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 
 func (f *runFlags) readConfig(c *cobra.Command) error {
 	if f.config != "" {
-		file, err := config.Load(f.config)
+		file, err := config.Load(f.config, f.expandEnv)
 		if err != nil {
 			return err
 		}
@@ -183,11 +183,9 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 	if cfg.PCRSelectors, err = pcrFlags("--pcr-selectors", f.pcrSelectors); err != nil {
 		return cfg, err
 	}
-	level := new(slog.LevelVar)
-	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
-		return cfg, cli.Usage("debug, info, warn or error", "--log-level %q", f.logLevel)
+	if cfg.Log, cfg.LogLevel, err = cli.Logger(c.ErrOrStderr(), f.logLevel, f.logFormat); err != nil {
+		return cfg, err
 	}
-	cfg.Log, cfg.LogLevel = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level})), level
 	if len(cfg.EKRoots) == 0 && cfg.EKAllow == "" {
 		cfg.Log.Warn("no TPM can attest: neither --ek-roots nor --ek-allow is given",
 			"hint", "--ek-roots takes the TPM makers' certificates; `rootlink-agent tpm info` prints the EK hash of a machine for --ek-allow")

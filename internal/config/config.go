@@ -6,13 +6,16 @@
 //
 // A key of server or agent is a flag of `run` with underscores for hyphens, so
 // file and command line cannot drift apart, and every value goes through the
-// flag's own checks. A flag on the command line wins over the file.
+// flag's own checks. SPIRE's own names for the same are taken too; a key of
+// SPIRE's that asks for what rootlink does not do is an error that says so. A
+// flag on the command line wins over the file.
 package config
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -60,11 +63,17 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.Path, e.Line, e.Msg) }
 
 // Load reads a file. A file that cannot be read is an I/O error; whatever is
-// wrong inside it is a usage error that names the line.
-func Load(path string) (*File, error) {
+// wrong inside it is a usage error that names the line. expand replaces
+// variables of the environment in it first, see Expand.
+func Load(path string, expand bool) (*File, error) {
 	b, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, cli.Fail(cli.ExitInternal, err, "check the path given with --config")
+	}
+	if expand {
+		if b, err = Expand(path, b, os.LookupEnv); err != nil {
+			return nil, err
+		}
 	}
 	return Parse(path, b)
 }
@@ -90,7 +99,10 @@ func Parse(path string, content []byte) (f *File, err error) {
 	for _, item := range tree.Node.(*ast.ObjectList).Items {
 		name := key(item, 0)
 		obj, isBlock := item.Val.(*ast.ObjectType)
+		why, spires := spireSections()[name]
 		switch {
+		case spires:
+			return nil, f.errorf(item.Pos(), "%s: %s", name, why)
 		case name != "server" && name != "agent" && name != "plugins":
 			return nil, f.errorf(item.Pos(), "unknown section %q; the sections are server, agent and plugins", name)
 		case !isBlock || len(item.Keys) != 1:
@@ -114,7 +126,11 @@ func Parse(path string, content []byte) (f *File, err error) {
 // file that configures another program: nothing in it would be used, in silence.
 func (f *File) Apply(section string, flags *pflag.FlagSet) error {
 	if list := f.sections[section]; list != nil {
-		return f.apply(section, list, flags, nil)
+		r := f.reader(flags)
+		if err := r.apply(section, list, spireKeys(section), nil); err != nil {
+			return err
+		}
+		return r.finish()
 	}
 	for other := range f.sections {
 		return f.errorf(f.starts[other], "a %s section and none for the %s, which reads this", other, section)
@@ -138,7 +154,7 @@ func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) e
 		case !ok:
 			return f.errorf(pos, "%s %q is not built into this program", p.Type, p.Name)
 		case p.data != nil:
-			if err := f.apply(fmt.Sprintf("plugin_data of %q", p.Name), p.data, flags, keys); err != nil {
+			if err := f.reader(flags).apply(fmt.Sprintf("plugin_data of %q", p.Name), p.data, nil, keys); err != nil {
 				return err
 			}
 		}
@@ -146,43 +162,53 @@ func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) e
 	return nil
 }
 
-// apply sets flags from a block; only, if not nil, lists the keys allowed.
-func (f *File) apply(block string, list *ast.ObjectList, flags *pflag.FlagSet, only []string) error {
+// apply sets flags from a block; spire are keys by other names, only, if not
+// nil, lists the keys allowed.
+func (r *reader) apply(block string, list *ast.ObjectList, spire map[string]SPIREKey, only []string) error {
 	seen := map[string]bool{}
 	for _, item := range list.Items {
 		name := key(item, 0)
-		flag := flags.Lookup(strings.ReplaceAll(name, "_", "-"))
-		if flag == nil || strings.Contains(name, "-") || notKeys[flag.Name] || only != nil && !slices.Contains(only, name) {
-			return f.errorf(item.Pos(), "unknown key %q in %s", name, block)
-		}
 		if seen[name] {
-			return f.errorf(item.Pos(), "%s is set a second time", name)
+			return r.f.errorf(item.Pos(), "%s is set a second time", name)
 		}
 		seen[name] = true
-		if len(item.Keys) != 1 {
-			return f.errorf(item.Pos(), "%s must be a value, not a block", name)
+		if k, ok := spire[name]; ok {
+			if err := r.spire(item, k); err != nil {
+				return err
+			}
+			continue
 		}
-		values, err := f.values(item)
+		flag := r.flags.Lookup(strings.ReplaceAll(name, "_", "-"))
+		if flag == nil || strings.Contains(name, "-") || notKeys[flag.Name] || only != nil && !slices.Contains(only, name) {
+			return r.f.errorf(item.Pos(), "unknown key %q in %s", name, block)
+		}
+		if len(item.Keys) != 1 {
+			return r.f.errorf(item.Pos(), "%s must be a value, not a block", name)
+		}
+		values, err := r.f.values(item)
 		if err != nil {
 			return err
 		}
 		if _, list := flag.Value.(pflag.SliceValue); !list && len(values) != 1 {
-			return f.errorf(item.Pos(), "%s takes one value", name)
+			return r.f.errorf(item.Pos(), "%s takes one value", name)
 		}
-		if flag.Changed {
-			continue
-		}
-		for _, v := range values {
-			if err := flags.Set(flag.Name, v); err != nil {
-				return f.errorf(item.Pos(), "%s: %v", name, errors.Unwrap(err))
-			}
+		if err := r.set(item, flag.Name, values...); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// reason is a flag's refusal without pflag's words about the command line.
+func reason(err error) error {
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
+}
+
 // notKeys are flags that mean nothing in a file.
-var notKeys = map[string]bool{"config": true, "help": true, "output": true, "version": true}
+var notKeys = map[string]bool{"config": true, "expand-env": true, "help": true, "output": true, "version": true}
 
 // Plugins returns the blocks of plugins {} in the file's order.
 func (f *File) Plugins() []Plugin { return f.plugins }

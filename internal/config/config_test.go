@@ -178,7 +178,7 @@ func TestRefusesWithTheLine(t *testing.T) {
 }
 
 func TestMissingFileIsNotAUsageError(t *testing.T) {
-	_, err := Load(filepath.Join(t.TempDir(), "none"))
+	_, err := Load(filepath.Join(t.TempDir(), "none"), false)
 	if cli.ExitCode(err) != cli.ExitInternal || !strings.Contains(cli.HintOf(err), "--config") {
 		t.Errorf("%v, code %d", err, cli.ExitCode(err))
 	}
