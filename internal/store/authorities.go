@@ -38,7 +38,7 @@ func (s *Store) AddAuthority(ctx context.Context, a Authority) error {
 			a.ID, a.Certificate, a.KeyFile, string(a.State), toMillis(a.PreparedAt)); err != nil {
 			return nil, err
 		}
-		if _, err := tx.ExecContext(ctx, `UPDATE meta SET value = value + 1 WHERE key = 'bundle_sequence'`); err != nil {
+		if err := growSequence(ctx, tx); err != nil {
 			return nil, err
 		}
 		return func(m *memory) {

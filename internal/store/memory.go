@@ -15,6 +15,7 @@ type memory struct {
 	byParent       map[string]map[string]*Entry // parent ID → entry ID → entry
 	agents         map[string]*Agent
 	authorities    []*Authority // oldest first
+	jwtAuthorities []*JWTAuthority
 	policies       map[string]*PolicyRevision
 	federated      map[string]*FederatedBundle // by trust domain
 	bundleSequence uint64
@@ -64,7 +65,7 @@ func (s *Store) load(ctx context.Context) (*memory, error) {
 	defer tx.Rollback()
 	m := newMemory()
 	for _, f := range []func(context.Context, *sql.Tx, *memory) error{
-		loadEntries, loadAgents, loadAuthorities, loadPolicies, loadFederated, loadMeta,
+		loadEntries, loadAgents, loadAuthorities, loadJWTAuthorities, loadPolicies, loadFederated, loadMeta,
 	} {
 		if err := f(ctx, tx, m); err != nil {
 			return nil, fmt.Errorf("store: read: %w", err)

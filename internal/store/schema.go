@@ -109,6 +109,19 @@ CREATE TABLE federated_bundles (trust_domain TEXT PRIMARY KEY, bundle TEXT NOT N
 ALTER TABLE authorities ADD COLUMN tainted_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE authorities ADD COLUMN revoked_at INTEGER NOT NULL DEFAULT 0;
 `,
+	`
+CREATE TABLE jwt_authorities (
+	id           TEXT PRIMARY KEY,
+	public_key   BLOB NOT NULL,
+	key_file     TEXT NOT NULL,
+	not_before   INTEGER NOT NULL,
+	not_after    INTEGER NOT NULL,
+	state        TEXT NOT NULL CHECK (state IN ('prepared', 'active', 'retired')),
+	prepared_at  INTEGER NOT NULL,
+	activated_at INTEGER NOT NULL,
+	retired_at   INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX one_active_jwt_authority ON jwt_authorities (state) WHERE state = 'active';`,
 }
 
 // certificatesVersion is the schema that has the table certificates.
