@@ -53,10 +53,9 @@ type authorities struct {
 
 // authoritySet is one state of the authorities; it never changes.
 type authoritySet struct {
-	all      []AuthorityInfo
-	signer   *svid.Signer // of the active one
-	retired  []*svid.Signer
-	sequence uint64
+	all     []AuthorityInfo
+	signer  *svid.Signer // of the active one
+	retired []*svid.Signer
 }
 
 // valid returns the certificates that verify at now, prepared ones too.
@@ -213,9 +212,6 @@ func (a *authorities) reload() error {
 		return err
 	}
 	set := new(authoritySet)
-	if set.sequence, err = a.store.BundleSequence(); err != nil {
-		return err
-	}
 	for _, row := range rows {
 		cert, err := x509.ParseCertificate(row.Certificate)
 		if err != nil {

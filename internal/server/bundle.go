@@ -38,11 +38,17 @@ func (b *bundleService) GetBundle(ctx context.Context, req *bundlev1.GetBundleRe
 			out.X509Authorities = append(out.X509Authorities, &types.X509Certificate{Asn1: c.Raw, Tainted: set.tainted(c)})
 		}
 	}
+	if mask.JwtAuthorities {
+		out.JwtAuthorities = b.s.jwt.set.Load().keys(b.s.cfg.Now())
+	}
 	if mask.RefreshHint {
 		out.RefreshHint = bundleRefresh
 	}
 	if mask.SequenceNumber {
-		out.SequenceNumber = set.sequence
+		var err error
+		if out.SequenceNumber, err = b.s.store.BundleSequence(); err != nil {
+			return nil, b.s.internal("read bundle", err)
+		}
 	}
 	return out, nil
 }
@@ -51,6 +57,9 @@ func (b *bundleService) GetBundle(ctx context.Context, req *bundlev1.GetBundleRe
 func (s *Server) ownKeys() (keys [][]byte) {
 	for _, a := range s.authorities.set.Load().all {
 		keys = append(keys, a.Certificate.RawSubjectPublicKeyInfo)
+	}
+	for _, a := range s.jwt.set.Load().all {
+		keys = append(keys, a.PublicKey)
 	}
 	return keys
 }

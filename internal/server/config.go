@@ -16,6 +16,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 // Config is what a Server is made from. Zero values mean the defaults that
@@ -61,6 +62,7 @@ type Config struct {
 	RefuseAKChange bool
 
 	X509TTL          time.Duration // default 1 h; entries may ask for another
+	JWTTTL           time.Duration // default 5 min, at most 24 h; entries may ask for another
 	AgentTTL         time.Duration // default 1 h
 	IssuerTTL        time.Duration // default and most 10 min
 	AuthorityTTL     time.Duration // default 365 days
@@ -157,6 +159,7 @@ func (c Config) check() (*settings, error) {
 		}
 	}
 	setDefault(&s.X509TTL, DefaultX509TTL)
+	setDefault(&s.JWTTTL, svid.DefaultJWTTTL)
 	setDefault(&s.AgentTTL, DefaultAgentTTL)
 	setDefault(&s.IssuerTTL, MaxIssuerTTL)
 	setDefault(&s.AuthorityTTL, DefaultAuthorityTTL)
@@ -169,6 +172,7 @@ func (c Config) check() (*settings, error) {
 		min, max time.Duration
 	}{
 		{"X.509 TTL", s.X509TTL, time.Second, s.AuthorityTTL / 6},
+		{"JWT TTL", s.JWTTTL, time.Second, svid.MaxJWTTTL},
 		{"agent TTL", s.AgentTTL, time.Second, s.AuthorityTTL / 6},
 		{"issuer TTL", s.IssuerTTL, time.Second, MaxIssuerTTL},
 		{"authority TTL", s.AuthorityTTL, time.Minute, 10 * DefaultAuthorityTTL},

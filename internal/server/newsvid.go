@@ -118,21 +118,28 @@ func (s *Server) result(in *issuance, p *svidv1.NewX509SVIDParams) (out *svidv1.
 	}()
 	defer s.recovered("BatchNewX509SVID", &err)
 	cert, profile, ierr := s.newSVID(in, p)
-	var r *refusal
 	switch {
-	case errors.As(ierr, &r):
-		s.count.add("issue_refused/" + r.reason)
-		s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", p.GetEntryId(), "reason", r.reason, "error", r.err)
-		err = status.Error(r.code, r.Error())
 	case ierr != nil:
-		s.count.add("issue_refused/other")
-		s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", p.GetEntryId(), "reason", "other", "error", ierr)
-		err = s.issueError(ierr)
+		err = s.refused(in, p.GetEntryId(), ierr)
 	default:
 		s.count.add("issued/" + profile.String())
 		out.Status, out.Svid = okStatus(), svidToProto(cert, "")
 	}
 	return out
+}
+
+// refused counts and logs why an SVID is not issued and returns what the agent
+// hears of it.
+func (s *Server) refused(in *issuance, entry string, err error) error {
+	var r *refusal
+	if errors.As(err, &r) {
+		s.count.add("issue_refused/" + r.reason)
+		s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", entry, "reason", r.reason, "error", r.err)
+		return status.Error(r.code, r.Error())
+	}
+	s.count.add("issue_refused/other")
+	s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", entry, "reason", "other", "error", err)
+	return s.issueError(err)
 }
 
 // newSVID decides on one CSR, top down, and signs.

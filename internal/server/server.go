@@ -55,6 +55,7 @@ type Server struct {
 	dir           *dataDir
 	store         *store.Store
 	authorities   *authorities
+	jwt           *jwtAuthorities
 	trustKey      *ecdsa.PrivateKey // signs trust.json, and bundles for agents that have only a join line; nil when kept elsewhere
 	trustPublic   *ecdsa.PublicKey
 	joinLine      join.Line // pins trustKey
@@ -134,6 +135,13 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		s.authorities.logged = s.certLog.logAuthority
 	}
 	if err = openAuthorities(ctx, s.authorities); err != nil {
+		return nil, err
+	}
+	s.jwt = &jwtAuthorities{
+		td: s.cfg.td, store: s.store, dir: s.dir, lifetime: min(s.cfg.AuthorityTTL, maxJWTAuthorityTTL),
+		now: s.cfg.Now, log: s.cfg.Log,
+	}
+	if err = openJWTAuthorities(ctx, s.jwt); err != nil {
 		return nil, err
 	}
 	if s.attestationCA, err = s.openAttestationCA(); err != nil {
@@ -233,6 +241,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	failed := make(chan error, 3)
 	wg.Go(func() { s.authorities.run(ctx) })
+	wg.Go(func() { s.jwt.run(ctx) })
 	for _, x := range []struct {
 		g *grpc.Server
 		l net.Listener

@@ -113,14 +113,6 @@ func svidToProto(c *svid.SVID, hint string) *types.X509SVID {
 	}
 }
 
-func (v *svidService) MintJWTSVID(context.Context, *svidv1.MintJWTSVIDRequest) (*svidv1.MintJWTSVIDResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "this server does not issue JWT-SVIDs yet")
-}
-
-func (v *svidService) NewJWTSVID(context.Context, *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "this server does not issue JWT-SVIDs yet")
-}
-
 func (v *svidService) NewDownstreamX509CA(context.Context, *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "this server signs no downstream authorities; run the plugins on a SPIRE deployment for that")
 }
