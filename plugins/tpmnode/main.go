@@ -1,5 +1,6 @@
-// Command rootlink-tpmnode is the node attestor "tpmnode" as an external plugin
-// for a stock SPIRE, the agent's or the server's side by its one argument.
+// Command rootlink-tpmnode holds rootlink's plugins for a stock SPIRE, one by its
+// one argument: the node attestor "tpmnode", the agent's or the server's side,
+// and what keeps its signatures verifiable.
 package main
 
 import (
@@ -9,11 +10,12 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 
 	"github.com/rootlink/rootlink/internal/version"
+	"github.com/rootlink/rootlink/plugins/tpmnode/composer"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
 )
 
-const usage = `usage: rootlink-tpmnode agent|server
+const usage = `usage: rootlink-tpmnode agent|server|composer
 
 This program is a plugin that SPIRE starts. In the agent's configuration:
 
@@ -23,7 +25,13 @@ This program is a plugin that SPIRE starts. In the agent's configuration:
     plugin_data { tpm_path = "/dev/tpmrm0"  data_dir = "/var/lib/rootlink" }
   }
 
-and in the server's the same with plugin_args = ["server"].
+and in the server's the same with plugin_args = ["server"]. A server may also have
+
+  CredentialComposer "rootlink_composer" {
+    plugin_cmd  = "/path/to/rootlink-tpmnode"
+    plugin_args = ["composer"]
+    plugin_data { code_signing = ["spiffe://example.org/build/*"] }
+  }
 `
 
 func main() {
@@ -38,6 +46,9 @@ func main() {
 		pluginmain.Serve(plugin, services...)
 	case "server":
 		plugin, services := nodeserver.New(nodeserver.Options{}).Servers()
+		pluginmain.Serve(plugin, services...)
+	case "composer":
+		plugin, services := composer.New().Servers()
 		pluginmain.Serve(plugin, services...)
 	case "--version":
 		fmt.Println("rootlink-tpmnode version " + version.String())
