@@ -43,6 +43,7 @@ func Statement(t *TPM, root *x509.Certificate) attest.AKStatement {
 	s := attest.AKStatement{
 		EKHash: t.EKHash, EKBasis: attest.BasisAllowList, AKName: t.AKName,
 		Manufacturer: "FRGE", Firmware: "1.2.3.4", Software: true,
+		Boot: &attest.BootCounters{Reset: t.ResetCount, Restart: t.RestartCount},
 	}
 	if root != nil {
 		s.EKBasis, s.EKRoot = attest.BasisMaker, sha256.Sum256(root.Raw)
@@ -88,10 +89,12 @@ type World struct {
 	Others    int                   // other leaves under the same quote
 
 	// Hooks to bend one thing.
-	AKCert   func(*x509.Certificate)
-	Attest   func(*tpm2.TPMSAttest)
-	Evidence func(*attest.Evidence)
-	SVID     func(*x509.Certificate)
+	AKCert    func(*x509.Certificate)
+	Statement func(*attest.AKStatement)
+	Attest    func(*tpm2.TPMSAttest)
+	Evidence  func(*attest.Evidence)
+	SVID      func(*x509.Certificate)
+	AgentSVID func(*x509.Certificate)
 
 	authorityKey *ecdsa.PrivateKey
 }
@@ -159,7 +162,11 @@ func (w *World) MakeHash(tb testing.TB, h [32]byte) *attest.Evidence {
 	}
 	x := attest.QuoteExtraData(tree.Size(), tree.Root(), w.TPM.AKName)
 	att, sig, values := w.TPM.Quote(tb, x[:], w.Selection, w.Attest)
-	cert := w.CA.Certify(tb, Statement(w.TPM, w.Maker.Root), w.TPM.AKKey(), w.Now, w.AKCert)
+	s := Statement(w.TPM, w.Maker.Root)
+	if w.Statement != nil {
+		w.Statement(&s)
+	}
+	cert := w.CA.Certify(tb, s, w.TPM.AKKey(), w.Now, w.AKCert)
 	e := &attest.Evidence{
 		Attest: att, Signature: sig, AKCert: cert.Raw, EKChain: w.TPM.EKChain, PCRs: values,
 		Kind: w.Leaf.Kind, KeyOrigin: w.Leaf.KeyOrigin, AgentKey: w.Leaf.AgentKey,

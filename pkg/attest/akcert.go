@@ -29,7 +29,14 @@ type AKStatement struct {
 	Manufacturer string
 	Firmware     string
 	Software     bool
+	// Boot is in which boot the CA saw the TPM; nil in certificates from before
+	// CAs said so.
+	Boot *BootCounters
 }
+
+// BootCounters are those of a quote's clock. The first grows with every reset of
+// the TPM, and so with every boot, the second when it comes back from a suspend.
+type BootCounters struct{ Reset, Restart uint32 }
 
 // wireStatement is the statement as it is written (docs/evidence.md).
 type wireStatement struct {
@@ -40,6 +47,8 @@ type wireStatement struct {
 	Manufacturer string `cbor:"5,keyasint"`
 	Firmware     string `cbor:"6,keyasint"`
 	Software     bool   `cbor:"7,keyasint"`
+	// reset, restart
+	Boot []uint32 `cbor:"8,keyasint,omitempty"`
 }
 
 // Object identifiers of the profile, as functions so that nobody can change them.
@@ -220,6 +229,9 @@ func (s *AKStatement) extension() (pkix.Extension, error) {
 	if s.EKBasis == BasisMaker {
 		w.Basis, w.Root = 1, s.EKRoot[:]
 	}
+	if s.Boot != nil {
+		w.Boot = []uint32{s.Boot.Reset, s.Boot.Restart}
+	}
 	c, err := encMode()
 	if err != nil {
 		return pkix.Extension{}, err
@@ -273,6 +285,13 @@ func parseStatement(value []byte) (*AKStatement, error) {
 		s.EKBasis = BasisAllowList
 	default:
 		return nil, fmt.Errorf("%w: EK basis %d with a root of %d bytes", ErrAKCert, w.Basis, len(w.Root))
+	}
+	switch len(w.Boot) {
+	case 0:
+	case 2:
+		s.Boot = &BootCounters{Reset: w.Boot[0], Restart: w.Boot[1]}
+	default:
+		return nil, fmt.Errorf("%w: %d boot counters, want 2", ErrAKCert, len(w.Boot))
 	}
 	again, err := s.extension()
 	if err != nil {

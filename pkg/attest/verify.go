@@ -53,6 +53,7 @@ var (
 	ErrWrongPayload  = errors.New("payload is not the statement")
 	ErrTime          = errors.New("times do not fit together")
 	ErrEventLogOther = errors.New("event log is not the one in the evidence")
+	ErrBoot          = errors.New("the TPM was reset or restarted since its AK was certified")
 )
 
 // Kinds of things that can be revoked. The id is lower-case hex: SHA-256 of the
@@ -101,7 +102,11 @@ type Verified struct {
 	pcrs      []PCRBank
 	policy    *PolicyRef
 	secure    *bool
+	earliest  time.Time
 }
+
+// Kind returns which kind of evidence it is.
+func (v *Verified) Kind() Kind { return v.leaf.Kind }
 
 // Leaf returns what the TPM committed to.
 func (v *Verified) Leaf() Leaf {
@@ -135,8 +140,18 @@ func (v *Verified) PCRs() []PCRBank {
 // Policy returns the PCR policy that the server says it matched; nil when none.
 func (v *Verified) Policy() *PolicyRef { return v.policy }
 
-// NonceTime returns when the server made the nonce.
-func (v *Verified) NonceTime() time.Time { return NonceTime(v.leaf.Nonce) }
+// NonceTime returns when the server made the nonce; the zero time for detached
+// evidence, which no server gave a nonce for.
+func (v *Verified) NonceTime() time.Time {
+	if v.leaf.Kind != KindLeaf {
+		return time.Time{}
+	}
+	return NonceTime(v.leaf.Nonce)
+}
+
+// Earliest returns the time before which the TPM cannot have spoken: the
+// nonce's, or the beginning of the SVID that detached evidence names.
+func (v *Verified) Earliest() time.Time { return v.earliest }
 
 // SecureBoot returns the claim that the replayed event log proves, nil when no
 // log was given or it proves nothing.
@@ -147,6 +162,10 @@ func (v *Verified) SecureBoot() *bool { return v.secure }
 // outcome, also on failure; the error is a *CheckError.
 func Verify(e *Evidence, b Binding, o Options) (*Verified, []Check, error) {
 	r := &run{e: e, b: b, o: o}
+	return r.verify()
+}
+
+func (r *run) verify() (*Verified, []Check, error) {
 	checks := r.checks()
 	report := make([]Check, len(checks))
 	var failed error
@@ -170,7 +189,7 @@ func Verify(e *Evidence, b Binding, o Options) (*Verified, []Check, error) {
 	}
 	return &Verified{
 		leaf: *r.leaf, ek: *r.ek, ak: *r.ak, statement: *r.statement,
-		quote: r.quote.Quote, pcrs: e.PCRs, policy: e.Policy, secure: r.secure,
+		quote: r.quote.Quote, pcrs: r.e.PCRs, policy: r.e.Policy, secure: r.secure, earliest: r.earliest,
 	}, report, nil
 }
 
@@ -179,9 +198,13 @@ type run struct {
 	e *Evidence
 	b Binding
 	o Options
+	d *detached // nil: leaf evidence
 
-	leaf      *Leaf
-	nonceTime time.Time
+	leaf *Leaf
+	// when the TPM spoke, as well as can be said: the nonce's time, for detached
+	// evidence T.
+	when      time.Time
+	earliest  time.Time
 	akCert    *x509.Certificate
 	ca        *x509.Certificate
 	statement *AKStatement
@@ -196,15 +219,25 @@ type check struct {
 	do         func() (detail string, skipped bool, err error)
 }
 
-// checks is the list. IDs are stable; the order is that of trust: what was asked
-// for, whose word is taken, the hardware, the quote, what it is bound to, when.
+// checks is the list, one for both kinds. IDs are stable; the order is that of
+// trust: what was asked for, whose word is taken, the hardware, the quote, what
+// it is bound to, when. Detached evidence has to show besides whose word it is.
 func (r *run) checks() []check {
 	must := func(f func() error) func() (string, bool, error) {
 		return func() (string, bool, error) { return "", false, f() }
 	}
-	return []check{
-		{"options", "evidence.md, Verification 1", must(r.options)},
-		{"evidence.kind", "evidence.md, Verification 2", must(r.kind)},
+	list := []check{{"options", "evidence.md, Verification 1", must(r.options)}}
+	if r.d == nil {
+		list = append(list, check{"evidence.kind", "evidence.md, Verification 2", must(r.kind)})
+	} else {
+		list = append(list, []check{
+			{"evidence.kind", "evidence.md, Detached", must(r.detachedKind)},
+			{"detached.signature", "evidence.md, Detached", must(r.detachedSignature)},
+			{"agent_svid.profile", "SPIFFE X509-SVID, 2, 4 and 5.2", must(r.agentProfile)},
+			{"agent_svid.authority", "RFC 5280, 6.1; evidence.md, Detached", r.agentAuthority},
+		}...)
+	}
+	list = append(list, []check{
 		{"ak_cert.profile", "evidence.md, AK certificate", must(r.akProfile)},
 		{"ak_cert.signature", "RFC 5280, 6.1.3 (a)(1)", must(r.akSignature)},
 		{"ak_cert.time", "RFC 5280, 6.1.3 (a)(2)", must(r.akTime)},
@@ -220,21 +253,35 @@ func (r *run) checks() []check {
 		{"leaf.agent_key", "evidence.md, Verification 15", r.agentKey},
 		{"leaf.payload", "evidence.md, Verification 16", r.payload},
 		{"leaf.revocation", "evidence.md, Verification 17", r.leafRevocation},
-		{"nonce.fresh", "evidence.md, Nonce", r.nonceFresh},
-		{"time.svid", "evidence.md, Times", r.svidTime},
-		{"event_log.replay", "TCG PC Client PFP 1.06, 10", r.eventLog},
+	}...)
+	if r.d == nil {
+		list = append(list,
+			check{"nonce.fresh", "evidence.md, Nonce", r.nonceFresh},
+			check{"time.svid", "evidence.md, Times", r.svidTime})
+	} else {
+		list = append(list,
+			check{"nonce.svid", "evidence.md, Nonce", must(r.nonceSVID)},
+			check{"time.detached", "evidence.md, Detached", must(r.detachedTime)})
 	}
+	return append(list,
+		check{"quote.boot", "TPM 2.0 Part 2, 10.11.1; evidence.md, AK certificate", r.boot},
+		check{"event_log.replay", "TCG PC Client PFP 1.06, 10", r.eventLog})
+}
+
+func need(ok bool, what string) error {
+	if ok {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrOptions, what)
 }
 
 // 1: a missing trust root, requirement or time is an error, never "allow".
 func (r *run) options() error {
-	need := func(ok bool, what string) error {
-		if ok {
-			return nil
-		}
-		return fmt.Errorf("%w: %s", ErrOptions, what)
+	var more error
+	if r.d != nil {
+		more = r.d.options()
 	}
-	return errors.Join(
+	return errors.Join(more,
 		need(r.e != nil, "evidence"),
 		need(r.b.TrustDomain != "" && r.b.SPIFFEID != "", "trust domain and SPIFFE ID"),
 		need(r.b.SVIDKey != [32]byte{}, "SVID key"),
@@ -252,14 +299,13 @@ func (r *run) kind() error {
 		return fmt.Errorf("%w but of kind %d", ErrKind, r.e.Kind)
 	}
 	r.leaf = r.e.Leaf(r.b.TrustDomain, r.b.SPIFFEID, r.b.SVIDKey)
-	r.nonceTime = r.leaf.nonceTime()
-	if r.nonceTime.IsZero() {
+	r.when = NonceTime(r.leaf.Nonce)
+	r.earliest = r.when
+	if r.when.IsZero() {
 		return fmt.Errorf("%w: the nonce holds no time", ErrTime)
 	}
 	return nil
 }
-
-func (l *Leaf) nonceTime() time.Time { return NonceTime(l.Nonce) }
 
 // 3
 func (r *run) akProfile() (err error) {
@@ -291,9 +337,9 @@ func (r *run) akSignature() error {
 	return fmt.Errorf("%w: %w", ErrAKCertIssuer, err)
 }
 
-// 5: the AK certificate at the nonce's time, its CA when the certificate began.
+// 5: the AK certificate when the TPM spoke, its CA when the certificate began.
 func (r *run) akTime() error {
-	if err := checkTime(r.akCert, r.nonceTime); err != nil {
+	if err := checkTime(r.akCert, r.when); err != nil {
 		return fmt.Errorf("%w: %w", ErrAKCertTime, err)
 	}
 	if err := checkTime(r.ca, r.akCert.NotBefore); err != nil {
@@ -305,7 +351,7 @@ func (r *run) akTime() error {
 // revoked asks at both times that matter: when the TPM spoke and when the
 // signature was made.
 func (r *run) revoked(kind, id string) error {
-	for _, at := range []time.Time{r.nonceTime, r.b.At} {
+	for _, at := range []time.Time{r.when, r.b.At} {
 		if r.o.Revoked(kind, id, at) {
 			return fmt.Errorf("%w: %s %s", ErrRevoked, kind, id)
 		}
@@ -453,9 +499,9 @@ func (r *run) svidTime() (string, bool, error) {
 	}
 	nb := r.b.SVIDNotBefore
 	// Certificates hold whole seconds, the nonce milliseconds.
-	if nb.Before(r.nonceTime.Truncate(time.Second).Add(-NonceBackdate)) || nb.After(r.nonceTime.Add(MaxSVIDAfterNonce)) {
+	if nb.Before(r.when.Truncate(time.Second).Add(-NonceBackdate)) || nb.After(r.when.Add(MaxSVIDAfterNonce)) {
 		return "", false, fmt.Errorf("%w: SVID begins %s, the nonce is of %s", ErrTime,
-			nb.UTC().Format(time.RFC3339), r.nonceTime.Format(time.RFC3339Nano))
+			nb.UTC().Format(time.RFC3339), r.when.Format(time.RFC3339Nano))
 	}
 	if r.b.At.Before(nb) {
 		return "", false, fmt.Errorf("%w: signed at %s, before the SVID began", ErrTime, r.b.At.UTC().Format(time.RFC3339))
@@ -463,7 +509,34 @@ func (r *run) svidTime() (string, bool, error) {
 	return "", false, nil
 }
 
-// 20
+// 20: a machine that was booted anew has a quote of the new boot, under a
+// certificate that says what was seen in the old one.
+func (r *run) boot() (string, bool, error) {
+	got := BootCounters{r.quote.ResetCount, r.quote.RestartCount}
+	switch want := r.statement.Boot; {
+	case want == nil && r.d != nil:
+		return "", false, fmt.Errorf("%w, or not: the AK certificate is from before CAs said in which boot", ErrBoot)
+	case want == nil:
+		return "the AK certificate is from before CAs said in which boot", true, nil
+	case got != *want:
+		return "", false, &BootError{Quoted: got, Certified: *want}
+	}
+	return fmt.Sprintf("reset %d, restart %d", got.Reset, got.Restart), false, nil
+}
+
+// BootError is ErrBoot with the counters that differ.
+type BootError struct{ Quoted, Certified BootCounters }
+
+// Error says both pairs.
+func (e *BootError) Error() string {
+	return fmt.Sprintf("%v: reset %d, restart %d when it was certified, quoted is reset %d, restart %d", ErrBoot,
+		e.Certified.Reset, e.Certified.Restart, e.Quoted.Reset, e.Quoted.Restart)
+}
+
+// Is makes it ErrBoot.
+func (e *BootError) Is(target error) bool { return target == ErrBoot }
+
+// 21
 func (r *run) eventLog() (string, bool, error) {
 	if r.o.EventLog == nil {
 		return "no event log was given", true, nil
