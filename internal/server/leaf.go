@@ -21,26 +21,34 @@ import (
 // been reset under a living agent was reset without its host: its PCRs can say
 // whatever somebody wants. The node has to attest again.
 func (s *Server) sameBoot(in *issuance, v *attest.Verified) error {
-	node, q := in.agent.Attestation, v.Quote()
-	if !bytes.Equal(v.AK().Name, node.AKName) {
+	if !bytes.Equal(v.AK().Name, in.agent.Attestation.AKName) {
 		return stale("ak_changed", errors.New("the AK is not that of the node's last attestation"))
 	}
-	if q.ResetCount == node.ResetCount {
+	return s.bootOf(in, attest.BootCounters{Reset: v.Quote().ResetCount, Restart: v.Quote().RestartCount})
+}
+
+// bootOf is sameBoot for counters alone. A restart without a reset is a suspend,
+// harmless, and yet the AK certificate names another: whoever verifies later
+// would refuse the evidence.
+func (s *Server) bootOf(in *issuance, quoted attest.BootCounters) error {
+	node := in.agent.Attestation
+	known := attest.BootCounters{Reset: node.ResetCount, Restart: node.RestartCount}
+	if quoted == known {
 		return nil
 	}
 	// An agent attests again when it is told that it is unknown. Its own TPM has
 	// signed this, so nobody else can bring it about. Whoever has attested again
 	// or was banned meanwhile stays as he is.
-	detail := fmt.Sprintf("reset count %d, attested with %d", q.ResetCount, node.ResetCount)
+	detail := fmt.Sprintf("reset count %d, restart count %d, attested with %d and %d", quoted.Reset, quoted.Restart, known.Reset, known.Restart)
 	// Not the call's context: a caller that hangs up does not keep its place.
 	err := s.store.EvictAgent(context.Background(), in.agent.ID, in.agent.Serial, "tpm_reset", detail)
 	switch {
 	case err == nil:
-		s.cfg.Log.Warn("TPM was reset under its agent, which has to attest again", "agent", in.agent.ID, "reset_count", q.ResetCount)
+		s.cfg.Log.Warn("TPM was reset under its agent, which has to attest again", "agent", in.agent.ID, "reset_count", quoted.Reset, "restart_count", quoted.Restart)
 	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrBanned):
 		return err
 	}
-	return stale("tpm_reset", errors.New("the TPM was reset since the node attested; the node has to attest again"))
+	return stale("tpm_reset", errors.New("the TPM was reset or restarted since the node attested; the node has to attest again"))
 }
 
 // checkRole decides what kind of SVID the leaf is for, and that it is complete.

@@ -227,6 +227,15 @@ func (s *Server) checkLeaf(in *issuance, entry *store.Entry, csr *x509.Certifica
 		Signatures:     s.signatures,
 		CheckNonce:     func(n [32]byte) error { return s.nonces.Check(n, in.agent.ID, in.now) },
 	})
+	var boot *attest.BootError
+	if errors.As(err, &boot) {
+		// Everything else about the quote was good. Of the node's boot, it was
+		// certified in an earlier one, and the agent has a newer certificate.
+		if err := s.bootOf(in, boot.Quoted); err != nil {
+			return err
+		}
+		return stale("ak_certificate_old", err)
+	}
 	if err != nil {
 		return verifyRefusal(err)
 	}

@@ -25,6 +25,18 @@ func TestRefusesEvidenceAfterATPMReset(t *testing.T) {
 	}
 }
 
+// A TPM that came back from a suspend has another restart count than its AK
+// certificate: who verifies later would refuse, so the node attests again first.
+func TestASuspendedNodeAttestsAgain(t *testing.T) {
+	w, n, step, _ := issuer(t, nil)
+	n.tpm.RestartCount++
+	n.refused("tpm_reset", step, n.csr(n.step("/build")))
+	n = w.attest(n.tpm, attestOptions{key: n.key})
+	if _, err := n.sign(step, n.csr(n.step("/build"))); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A step whose TPM was reset while its tool ran must be signed once its agent has
 // attested again: the recorder tries again after Aborted, and gives up after
 // PermissionDenied, also of those that are refused together.

@@ -373,6 +373,7 @@ func (s *session) certify() error {
 	s.out.AKCert, err = s.settings.ca.SignAK(attest.AKStatement{
 		EKHash: s.ek.Hash, EKBasis: s.ek.Basis, EKRoot: s.ek.RootHash, AKName: s.ak.Name,
 		Manufacturer: s.ak.Manufacturer, Firmware: s.ak.Firmware, Software: s.ak.Software,
+		Boot: &attest.BootCounters{Reset: s.out.Quote.ResetCount, Restart: s.out.Quote.RestartCount},
 	}, s.ak.Public, s.out.At, above...)
 	if err != nil {
 		return caRefusal(err)
