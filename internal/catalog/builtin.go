@@ -56,6 +56,8 @@ func LoadBuiltIn(ctx context.Context, b BuiltIn, o Options) (*Plugin, error) {
 		typ:  b.Plugin.Type(),
 		core: &configv1.CoreConfiguration{TrustDomain: o.TrustDomain},
 		b:    p,
+
+		timeout: o.configureTimeout(),
 	}, nil
 }
 
@@ -71,6 +73,9 @@ type pipe struct {
 
 func (p *pipe) conn() grpc.ClientConnInterface { return p.plugin.client }
 func (p *pipe) services() []string             { return p.names }
+func (p *pipe) restart()                       {}
+
+func (p *pipe) health() (int, <-chan struct{}, error) { return 0, nil, nil }
 
 func (p *pipe) start(ctx context.Context, b BuiltIn, hostServices []pluginsdk.ServiceServer) error {
 	srv := newServer(p.log)

@@ -8,6 +8,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,14 +73,32 @@ type Options struct {
 	Log *slog.Logger
 	// HostServices are offered to plugins that ask for them.
 	HostServices []pluginsdk.ServiceServer
+
+	// StartTimeout bounds the start of an external plugin up to its handshake,
+	// ConfigureTimeout each Configure and Validate. Zero means the default.
+	StartTimeout     time.Duration
+	ConfigureTimeout time.Duration
+
+	pace pace // tests only
 }
 
-// backend is one way of reaching a plugin: today the in-memory pipe. It owns
-// the connection.
+func (o *Options) startTimeout() time.Duration { return cmp.Or(o.StartTimeout, DefaultStartTimeout) }
+func (o *Options) configureTimeout() time.Duration {
+	return cmp.Or(o.ConfigureTimeout, DefaultConfigureTimeout)
+}
+
+// backend is one way of reaching a plugin: the in-memory pipe, or a process of
+// its own. It owns the connection.
 type backend interface {
 	conn() grpc.ClientConnInterface
 	// services lists the full names of the gRPC services that are offered.
 	services() []string
+	// health says whether calls can reach the plugin, how often that was mended,
+	// and when to ask again; a nil channel: never.
+	health() (restarts int, changed <-chan struct{}, err error)
+	// restart begins anew with the last good configuration, where that is
+	// possible. It does not wait.
+	restart()
 	// close ends calls in flight and releases the plugin.
 	close() error
 }
@@ -90,6 +109,13 @@ type Plugin struct {
 	typ  string
 	core *configv1.CoreConfiguration
 	b    backend
+
+	timeout time.Duration // of Configure and Validate
+
+	// configuring is held for a whole Configure, by reconfigure too: what a new
+	// process is given must be what the last Configure left in force.
+	configuring sync.Mutex
+	good        *string // the HCL in force, nil before the first; guarded by configuring
 
 	closeOnce sync.Once
 	closeErr  error
@@ -154,20 +180,76 @@ func (e *ConfigureError) Error() string {
 	return fmt.Sprintf("plugin %q: configure: %s", e.Plugin, e.Message)
 }
 
-// Configure gives the plugin its HCL configuration.
+// Configure gives the plugin its HCL configuration, the first or another. When
+// another is refused the one before stays in force.
 func (p *Plugin) Configure(ctx context.Context, hcl string) error {
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	err := p.configure(ctx, p.b.conn(), hcl)
+	if err == nil {
+		p.good = &hcl
+		return nil
+	}
+	if e, ok := errors.AsType[*ConfigureError](err); p.good == nil || !ok {
+		return err
+	} else if e.Code == codes.Unavailable {
+		return err // it is being started again, which gives it the one before
+	}
+	// What a plugin does with half of a configuration that it refuses is its
+	// own: the one before is said again, and a plugin that does not take even
+	// that, or that hangs, starts anew.
+	if again := p.configure(context.WithoutCancel(ctx), p.b.conn(), *p.good); again != nil {
+		p.b.restart()
+	}
+	return err
+}
+
+// reconfigure gives a process that was started again what was in force.
+func (p *Plugin) reconfigure(ctx context.Context, conn grpc.ClientConnInterface) error {
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	if p.good == nil {
+		return nil
+	}
+	return p.configure(ctx, conn, *p.good)
+}
+
+func (p *Plugin) configure(ctx context.Context, conn grpc.ClientConnInterface, hcl string) error {
 	c := new(configv1.ConfigServiceClient)
-	if err := p.Bind(c); err != nil {
+	if !slices.Contains(p.b.services(), c.GRPCServiceName()) {
 		if hcl == "" {
 			return nil
 		}
 		return fmt.Errorf("plugin %q: %w", p.name, ErrNotConfigurable)
 	}
+	c.InitClient(conn)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
 	_, err := c.Configure(ctx, &configv1.ConfigureRequest{CoreConfiguration: p.core, HclConfiguration: hcl})
 	if err != nil {
 		return refusal(p.name, status.Code(err), message(err))
 	}
 	return nil
+}
+
+// Health says whether calls reach the plugin; an error is a *DownError. A
+// built-in plugin is always well.
+func (p *Plugin) Health() error {
+	_, _, err := p.b.health()
+	return err
+}
+
+// Restarts counts how often an external plugin was started again.
+func (p *Plugin) Restarts() int {
+	n, _, _ := p.b.health()
+	return n
+}
+
+// Changed returns a channel that closes when Health changes; nil when it never
+// does.
+func (p *Plugin) Changed() <-chan struct{} {
+	_, c, _ := p.b.health()
+	return c
 }
 
 func refusal(plugin string, code codes.Code, text string) *ConfigureError {
@@ -185,6 +267,8 @@ func (p *Plugin) Validate(ctx context.Context, hcl string) ([]string, error) {
 		}
 		return nil, fmt.Errorf("plugin %q: %w", p.name, ErrNotConfigurable)
 	}
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
 	resp, err := c.Validate(ctx, &configv1.ValidateRequest{CoreConfiguration: p.core, HclConfiguration: hcl})
 	switch {
 	case err != nil && status.Code(err) == codes.Unimplemented:
