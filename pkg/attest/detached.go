@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // ErrDetached is wrapped by every error about the form of a detached record.
@@ -39,6 +41,17 @@ type wireDetached struct {
 // vouches for. No server takes part, so the SVID itself is what makes the
 // evidence younger than the SVID and good for no other.
 func DetachedNonce(svidDER []byte) [32]byte { return sha256.Sum256(svidDER) }
+
+// DetachedFile is the name of the file beside a bundle that holds its record.
+// The SVID alone would not do: on a SPIRE agent's socket every step of an hour
+// may sign with the same one.
+func DetachedFile(svidDER []byte, payload [32]byte) string {
+	h := sha256.Sum256(slices.Concat(svidDER, payload[:]))
+	return "sha256-" + hex.EncodeToString(h[:]) + DetachedSuffix
+}
+
+// DetachedSuffix ends the names of files with detached records.
+const DetachedSuffix = ".evidence.cbor"
 
 // NewDetached returns the record of evidence that was just quoted, for the SVID's
 // key to sign.

@@ -3,6 +3,7 @@ package attest_test
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/fxamacker/cbor/v2"
@@ -41,6 +42,18 @@ func TestDetachedRoundTrip(t *testing.T) {
 	b, _ := unsigned.SigningInput(svid.Raw)
 	if len(a) == 0 || !bytes.Equal(a, b) {
 		t.Error("the signing input depends on the signature")
+	}
+}
+
+// Steps that sign with one SVID, as they do on a SPIRE agent's socket, must not
+// overwrite each other's records.
+func TestDetachedFile(t *testing.T) {
+	a := attest.DetachedFile([]byte("svid"), [32]byte{1})
+	if a == attest.DetachedFile([]byte("svid"), [32]byte{2}) || a == attest.DetachedFile([]byte("SVID"), [32]byte{1}) {
+		t.Error("two records have one name")
+	}
+	if want := "sha256-" + strings.Repeat("0", 64) + ".evidence.cbor"; len(a) != len(want) {
+		t.Errorf("%q is not like %q", a, want)
 	}
 }
 

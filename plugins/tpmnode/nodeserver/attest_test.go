@@ -61,6 +61,9 @@ func TestAttestsANode(t *testing.T) {
 	if s.EKHash != a.tpm.EKHash || string(s.AKName) != string(a.tpm.AKName) || s.EKBasis != attest.BasisMaker || s.Firmware != "1.2.3.4" {
 		t.Errorf("AK certificate says %+v", s)
 	}
+	if s.Boot == nil || s.Boot.Reset != a.tpm.ResetCount || s.Boot.Restart != a.tpm.RestartCount {
+		t.Errorf("AK certificate says boot %+v", s.Boot)
+	}
 	if err := r.akCert.CheckSignatureFrom(h.plugin.AttestationCA().Certificate()); err != nil {
 		t.Error(err)
 	}
