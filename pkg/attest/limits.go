@@ -8,6 +8,7 @@ const (
 	MaxEvidence       = 64 << 10         // bytes of an evidence record
 	MaxParent         = 7 << 10          // bytes of a parent record: certificate and record stay below 8 KiB, see docs/evidence.md
 	maxUnixMilli      = 1 << 46          // a time of a record; beyond the year 4000
+	MaxParentAge      = 24 * time.Hour   // from the node attestation to the SVID that carries it
 	maxPath           = 12               // hashes in the path of a tree of MaxLeaves
 	MaxSelectors      = 64               // selectors in a leaf
 	MaxSelector       = 1024             // bytes of one selector
