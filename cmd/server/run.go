@@ -35,7 +35,8 @@ type runFlags struct {
 	ekRoots                                         []string
 	ekAllow, ekDeny                                 string
 	attestationCACert, attestationCAKey             string
-	evidencePatterns, quotePCRs, pcrSelectors       []string
+	evidencePatterns, parentPatterns                []string
+	quotePCRs, pcrSelectors                         []string
 	noEventLog, imaLog, refuseAKChange              bool
 	svidTTL, agentTTL, issuerTTL, caTTL, roundLimit cli.Duration
 	attestRate                                      float64
@@ -68,6 +69,7 @@ func runCommand(at *location) *cobra.Command {
 	fs.StringVar(&f.attestationCACert, "attestation-ca-cert", "", "certificate of the attestation CA, where servers share one (default made in the data directory)")
 	fs.StringVar(&f.attestationCAKey, "attestation-ca-key", "", "its key")
 	fs.StringArrayVar(&f.evidencePatterns, "evidence-pattern", nil, "SPIFFE ID pattern whose Workload API SVIDs must carry evidence (repeatable)")
+	fs.StringArrayVar(&f.parentPatterns, "parent-evidence", nil, "SPIFFE ID pattern whose SVIDs show what the node attested with when a stock SPIRE agent asks for them (repeatable)")
 	fs.StringArrayVar(&f.quotePCRs, "quote-pcrs", []string{"sha256:0-15"}, "BANK:LIST that every quote must cover (repeatable)")
 	fs.StringArrayVar(&f.pcrSelectors, "pcr-selectors", nil, "BANK:LIST of PCRs that become selectors of nodes (repeatable)")
 	fs.BoolVar(&f.noEventLog, "no-event-log", false, "do not ask agents for the boot event log")
@@ -142,8 +144,8 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 		TrustDomain: f.trustDomain, DataDir: at.dataDir, Listen: f.listen, AdminSocket: at.adminSocket(),
 		EKRoots: f.ekRoots, EKAllow: f.ekAllow, EKDeny: f.ekDeny,
 		AttestationCACert: f.attestationCACert, AttestationCAKey: f.attestationCAKey,
-		EvidencePatterns: f.evidencePatterns,
-		NoEventLog:       f.noEventLog, WantIMALog: f.imaLog, RefuseAKChange: f.refuseAKChange,
+		EvidencePatterns: f.evidencePatterns, ParentPatterns: f.parentPatterns,
+		NoEventLog: f.noEventLog, WantIMALog: f.imaLog, RefuseAKChange: f.refuseAKChange,
 		X509TTL: time.Duration(f.svidTTL), AgentTTL: time.Duration(f.agentTTL), IssuerTTL: time.Duration(f.issuerTTL),
 		AuthorityTTL: time.Duration(f.caTTL), RoundTimeout: time.Duration(f.roundLimit),
 		AttestationRate: f.attestRate, AttestationBurst: f.attestBurst,

@@ -272,13 +272,24 @@ func (s *Server) admit(ctx context.Context, attrs *nodeattestorv1.AgentAttribute
 	case err != nil:
 		return nil, s.internal("record attestation", err)
 	}
+	if len(s.cfg.ParentPatterns) > 0 && givesParent(&agent) {
+		if err := s.parentReady(&agent); err != nil {
+			s.cfg.Log.Warn("entries that need parent evidence are left out of this agent's", "agent", agent.ID, "error", err)
+		}
+	}
 	s.cfg.Log.Info("node attested", "agent", agent.ID, "key_bound", bound, "selectors", len(agent.Selectors), "expires", agent.ExpiresAt)
 	return cert, nil
 }
 
 func recordOf(p *nodeserver.Attested) *store.Attestation {
+	// The key of an EK that came with a certificate is in there. The TPM's
+	// public area was parsed from the same key, so it has an encoding.
+	var ekPublic []byte
+	if len(p.EKChain) == 0 {
+		ekPublic, _ = x509.MarshalPKIXPublicKey(p.EK.Public)
+	}
 	return &store.Attestation{
-		At: p.At, EKHash: p.EK.Hash, EKBasis: p.EK.Basis, EKRoot: p.EK.RootHash, EKChain: p.EKChain,
+		At: p.At, EKHash: p.EK.Hash, EKBasis: p.EK.Basis, EKRoot: p.EK.RootHash, EKChain: p.EKChain, EKPublic: ekPublic,
 		AKName: p.AK.Name, AKCert: p.AKCert.Raw, AgentKey: p.AgentKey,
 		Nonce: p.Nonce[:], Quote: p.QuoteAttest, Signature: p.Signature, PCRs: p.PCRs,
 		ResetCount: p.Quote.ResetCount, RestartCount: p.Quote.RestartCount, Clock: p.Quote.Clock,

@@ -177,9 +177,10 @@ func (e *entryService) entriesFor(a *store.Agent) ([]*store.Entry, error) {
 	if err != nil {
 		return nil, e.s.internal("authorized entries", err)
 	}
+	ready := sync.OnceValue(func() bool { return !givesParent(a) || e.s.parentReady(a) == nil })
 	list := make([]*store.Entry, 0, len(set.sorted))
 	for _, x := range set.sorted {
-		if e.s.issuable(x, a) {
+		if e.s.issuable(x, a) && (!e.s.wantsParent(x.SPIFFEID) || ready()) {
 			list = append(list, x)
 		}
 	}

@@ -50,6 +50,10 @@ type Config struct {
 	// EvidencePatterns are SPIFFE ID patterns (see link.MatchPattern) whose
 	// Workload API SVIDs need leaf evidence.
 	EvidencePatterns []string
+	// ParentPatterns are SPIFFE ID patterns whose SVIDs carry the node's last
+	// attestation when a stock agent asks for them, which can give no leaf
+	// evidence. None by default: an EK certificate is a permanent hardware ID.
+	ParentPatterns []string
 	// QuotePCRs must be selected by every quote; default sha256:0-15.
 	QuotePCRs []attest.PCRSelection
 	// PCRSelectors are the PCRs that become pcr: selectors of a node.
@@ -144,6 +148,11 @@ func (c Config) check() (*settings, error) {
 			fail("evidence pattern: %w", err)
 		}
 	}
+	for _, p := range c.ParentPatterns {
+		if err := link.ValidatePattern(p); err != nil {
+			fail("parent evidence pattern: %w", err)
+		}
+	}
 	if len(s.QuotePCRs) == 0 {
 		s.QuotePCRs = attest.DefaultPCRs()
 	}
@@ -186,6 +195,10 @@ func (c Config) check() (*settings, error) {
 	setDefault(&s.MaxConnectionsOfAddress, DefaultMaxConnectionsOfAddress)
 	if s.MaxConnections < 1 || s.MaxConnectionsOfAddress < 1 {
 		fail("at most %d connections, %d of one address", s.MaxConnections, s.MaxConnectionsOfAddress)
+	}
+	// Such SVIDs end with what they carry; a node must attest again before.
+	if len(s.ParentPatterns) > 0 && s.AgentTTL > attest.MaxParentAge {
+		fail("agent TTL of %v: parent evidence needs one of at most %v", s.AgentTTL, attest.MaxParentAge)
 	}
 	if s.AttestationRate < 0 || s.AttestationBurst < 1 {
 		fail("attestation rate %v with burst %d", s.AttestationRate, s.AttestationBurst)

@@ -123,16 +123,12 @@ func entryHas(entry *store.Entry, selector string) bool {
 }
 
 // checkPolicy asks whether the agent is still authorised for the entry in the
-// boot state that this very quote shows, and returns the PCR policy that this
-// rests on, nil for none.
-func (s *Server) checkPolicy(in *issuance, entry *store.Entry, v *attest.Verified) (*attest.PolicyRef, error) {
-	grant, err := s.judge.Grant(v, in.policies, in.now)
-	if err != nil {
-		return nil, err
-	}
-	matches := grant.Verdict().Matches()
+// boot state that this very quote shows, as it was judged, and returns the PCR
+// policy that this rests on, nil for none.
+func (s *Server) checkPolicy(in *issuance, entry *store.Entry, verdict *policy.Verdict, pcrs []attest.PCRBank) (*attest.PolicyRef, error) {
+	matches := verdict.Matches()
 	typ := in.agent.AttestationType
-	base := quotedSelectors(in.agent, v.PCRs())
+	base := quotedSelectors(in.agent, pcrs)
 	allowed := func(ms ...policy.Match) (bool, error) {
 		names := make([]string, len(ms))
 		for i, m := range ms {
@@ -155,7 +151,7 @@ func (s *Server) checkPolicy(in *issuance, entry *store.Entry, v *attest.Verifie
 		if err != nil {
 			return nil, err
 		}
-		return nil, refuse("pcr_policy", "in the boot state that the quote shows, the node is not authorized for entry %s%s", entry.ID, nearest(grant))
+		return nil, refuse("pcr_policy", "in the boot state that the quote shows, the node is not authorized for entry %s%s", entry.ID, nearest(verdict))
 	}
 	if ok, err := allowed(); ok || err != nil {
 		return nil, err // no policy is needed
@@ -172,9 +168,9 @@ func (s *Server) checkPolicy(in *issuance, entry *store.Entry, v *attest.Verifie
 }
 
 // nearest says what the policies that were not met lack.
-func nearest(g *policy.Grant) string {
+func nearest(v *policy.Verdict) string {
 	var b strings.Builder
-	for _, m := range g.Verdict().Misses() {
+	for _, m := range v.Misses() {
 		b.WriteString("; PCR policy " + strconv.Quote(m.Name) + ": " + m.Reason.Error())
 	}
 	return b.String()

@@ -56,6 +56,7 @@ type issuance struct {
 	selectors []store.Selector // of the node, by its record
 	policies  []policy.Revision
 	ek        attest.EKRoots
+	parentCache
 }
 
 // BatchNewX509SVID signs CSRs for entries that the calling agent is authorised
@@ -68,16 +69,20 @@ func (v *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	if len(req.Params) > maxCSRs {
 		return nil, status.Errorf(codes.ResourceExhausted, "%d CSRs, at most %d allowed", len(req.Params), maxCSRs)
 	}
-	n, size := 0, 0
-	for _, p := range req.Params {
-		if size += len(p.GetCsr()) + svidOverhead; n > 0 && size > maxPageBytes {
-			break
-		}
-		n++
-	}
 	in, err := v.s.newIssuance(callerOf(ctx))
 	if err != nil {
 		return nil, v.s.internal("issue SVIDs", err)
+	}
+	set, err := v.s.authorized(in.agent.ID, in.selectors)
+	if err != nil {
+		return nil, v.s.internal("issue SVIDs", err)
+	}
+	n, size := 0, 0
+	for _, p := range req.Params {
+		if size += v.s.sizeOf(in, set.entries[p.GetEntryId()], p); n > 0 && size > maxPageBytes {
+			break
+		}
+		n++
 	}
 	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, n)
 	var g errgroup.Group
@@ -92,13 +97,28 @@ func (v *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	return &svidv1.BatchNewX509SVIDResponse{Results: results}, nil
 }
 
+// sizeOf is about what the SVID will hold, in bytes: rather more than less.
+func (s *Server) sizeOf(in *issuance, entry *store.Entry, p *svidv1.NewX509SVIDParams) int {
+	size := len(p.GetCsr()) + svidOverhead
+	if entry == nil {
+		return size // it is refused
+	}
+	for _, n := range entry.DNSNames {
+		size += len(n) + 8
+	}
+	if givesParent(in.agent) && s.wantsParent(entry.SPIFFEID) {
+		size += attest.MaxParent
+	}
+	return size
+}
+
 func (s *Server) newIssuance(c *caller) (*issuance, error) {
 	in := &issuance{agent: c.agent, agentKey: c.key(), now: s.cfg.Now(), selectors: s.nodeSelectors(c.agent)}
 	var err error
 	if in.policies, err = s.policies(); err != nil {
 		return nil, err
 	}
-	if c.agent.KeyBound {
+	if c.agent.KeyBound || givesParent(c.agent) {
 		if in.ek, err = s.EKRoots(); err != nil {
 			return nil, err
 		}
@@ -172,6 +192,9 @@ func (s *Server) newSVID(in *issuance, p *svidv1.NewX509SVIDParams) (*svid.SVID,
 		if s.needsEvidence(entry.SPIFFEID) {
 			return nil, 0, refuse("evidence_missing", "SVIDs of %s need leaf evidence on this server", entry.SPIFFEID)
 		}
+		if err := s.addParent(in, entry, &r); err != nil {
+			return nil, 0, err
+		}
 	case err != nil:
 		return nil, 0, &refusal{"evidence_malformed", codes.InvalidArgument, err}
 	default:
@@ -186,6 +209,9 @@ func (s *Server) newSVID(in *issuance, p *svidv1.NewX509SVIDParams) (*svid.SVID,
 	cert, err := s.issue(r)
 	if errors.Is(err, svid.ErrEvidence) {
 		err = stale("evidence", err)
+	}
+	if err == nil && r.Parent != nil && len(cert.DER) > maxParentSVID {
+		return nil, 0, refuse("too_large", "the SVID with parent evidence has %d bytes, at most %d", len(cert.DER), maxParentSVID)
 	}
 	return cert, r.Profile, err
 }
@@ -249,7 +275,11 @@ func (s *Server) checkLeaf(in *issuance, entry *store.Entry, csr *x509.Certifica
 	if err := checkSelectors(in, entry, &leaf); err != nil {
 		return err
 	}
-	ref, err := s.checkPolicy(in, entry, verified)
+	grant, err := s.judge.Grant(verified, in.policies, in.now)
+	if err != nil {
+		return err
+	}
+	ref, err := s.checkPolicy(in, entry, grant.Verdict(), verified.PCRs())
 	if err != nil {
 		return err
 	}

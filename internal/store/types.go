@@ -81,6 +81,7 @@ type Attestation struct {
 	EKBasis      string              `json:"ek_basis"`
 	EKRoot       [32]byte            `json:"ek_root"`
 	EKChain      [][]byte            `json:"ek_chain,omitempty"`
+	EKPublic     []byte              `json:"ek_public,omitempty"` // SPKI DER, of an EK without certificate
 	AKName       []byte              `json:"ak_name"`
 	AKCert       []byte              `json:"ak_cert"`
 	AgentKey     [32]byte            `json:"agent_key"` // zero when hidden by the plugin interface

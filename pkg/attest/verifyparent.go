@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,28 +24,21 @@ type ParentBinding struct {
 // VerifiedParent is parent evidence that passed VerifyParent. It has no exported
 // fields and no other maker, and is no *Verified: it names no leaf.
 type VerifiedParent struct {
-	attestedAt time.Time
-	agentKey   [32]byte
-	nonce      [32]byte
+	record     Parent
 	ek         EK
 	ak         AK
 	statement  AKStatement
 	quote      Quote
-	pcrs       []PCRBank
-	policy     *PolicyRef
 	secure     *bool
 	akNotAfter time.Time
 }
 
 // AttestedAt returns when the node attested, on the server's word.
-func (v *VerifiedParent) AttestedAt() time.Time { return v.attestedAt }
+func (v *VerifiedParent) AttestedAt() time.Time { return v.record.AttestedAt }
 
 // AgentKey returns the hash of the agent's key that the quote covers; zero when
 // it covers none, as with a stock agent.
-func (v *VerifiedParent) AgentKey() [32]byte { return v.agentKey }
-
-// Nonce returns the server's nonce of that attestation.
-func (v *VerifiedParent) Nonce() [32]byte { return v.nonce }
+func (v *VerifiedParent) AgentKey() [32]byte { return v.record.AgentKey }
 
 // EK returns the endorsement key as this verification accepted it.
 func (v *VerifiedParent) EK() EK { return v.ek }
@@ -60,7 +54,7 @@ func (v *VerifiedParent) Quote() Quote { return v.quote }
 
 // PCRs returns the quoted values, whose digest was recomputed.
 func (v *VerifiedParent) PCRs() []PCRBank {
-	out := slices.Clone(v.pcrs)
+	out := slices.Clone(v.record.PCRs)
 	for i := range out {
 		out[i].Values = maps.Clone(out[i].Values)
 	}
@@ -68,7 +62,7 @@ func (v *VerifiedParent) PCRs() []PCRBank {
 }
 
 // Policy returns the PCR policy that the server says it matched; nil when none.
-func (v *VerifiedParent) Policy() *PolicyRef { return v.policy }
+func (v *VerifiedParent) Policy() *PolicyRef { return v.record.Policy }
 
 // SecureBoot returns the claim that the replayed event log proves, nil when no
 // log was given or it proves nothing.
@@ -77,6 +71,14 @@ func (v *VerifiedParent) SecureBoot() *bool { return v.secure }
 // Until returns when the AK certificate ends: no later signature can rest on
 // this evidence.
 func (v *VerifiedParent) Until() time.Time { return v.akNotAfter }
+
+// Extension returns the record that was verified as id-pe-cmw, with the PCR
+// policy that the server matched, nil for none.
+func (v *VerifiedParent) Extension(policy *PolicyRef) (pkix.Extension, error) {
+	p := v.record
+	p.Policy = policy
+	return p.Extension()
+}
 
 // VerifyParent runs every check on parent evidence, top down, and stops at the
 // first that fails. The report and the error are as Verify's.
@@ -94,9 +96,8 @@ func VerifyParent(p *Parent, b ParentBinding, o Options) (*VerifiedParent, []Che
 		return nil, report, err
 	}
 	return &VerifiedParent{
-		attestedAt: p.AttestedAt, agentKey: p.AgentKey, nonce: p.Nonce,
-		ek: *v.ek, ak: *v.ak, statement: *v.statement, quote: v.quote.Quote,
-		pcrs: p.PCRs, policy: p.Policy, secure: v.secure, akNotAfter: v.akCert.NotAfter,
+		record: *p, ek: *v.ek, ak: *v.ak, statement: *v.statement, quote: v.quote.Quote,
+		secure: v.secure, akNotAfter: v.akCert.NotAfter,
 	}, report, nil
 }
 

@@ -117,6 +117,11 @@ func (s *Signer) Prepare(r Request) (*Token, error) {
 			return nil, err
 		}
 	}
+	if r.Parent != nil {
+		if err := addParent(t, r.Parent, now); err != nil {
+			return nil, err
+		}
+	}
 	return &Token{by: s, template: t, pub: r.PublicKey, id: r.ID}, nil
 }
 
@@ -139,6 +144,23 @@ func addEvidence(t *x509.Certificate, e *Evidence) error {
 	}
 	if ext.Critical {
 		return fmt.Errorf("%w: the extension must not be critical", ErrEvidence)
+	}
+	t.ExtraExtensions = append(t.ExtraExtensions, ext)
+	return nil
+}
+
+// addParent puts the record into the template. The SVID ends with the record's
+// AK certificate: no signature could rest on it later.
+func addParent(t *x509.Certificate, p *Parent, now time.Time) error {
+	if until := p.Verified.Until(); t.NotAfter.After(until) {
+		t.NotAfter = until
+	}
+	if !t.NotAfter.After(now) || now.Sub(p.Verified.AttestedAt()) > attest.MaxParentAge {
+		return fmt.Errorf("%w: the node attested %s, which is too long ago", ErrEvidence, p.Verified.AttestedAt().UTC().Format(time.RFC3339))
+	}
+	ext, err := p.Verified.Extension(p.Policy)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrEvidence, err)
 	}
 	t.ExtraExtensions = append(t.ExtraExtensions, ext)
 	return nil

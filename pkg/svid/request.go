@@ -49,6 +49,14 @@ type Evidence struct {
 	Verified *attest.Verified
 }
 
+// Parent is what the node of the agent that asks attested with, as it was
+// verified in this very transaction, and the PCR policy that the server matched
+// (nil for none). It is no evidence about the SVID's key.
+type Parent struct {
+	Verified *attest.VerifiedParent
+	Policy   *attest.PolicyRef
+}
+
 // Request asks for one SVID.
 type Request struct {
 	Profile   Profile
@@ -58,6 +66,7 @@ type Request struct {
 	DNSNames  []string
 	TTL       time.Duration
 	Evidence  *Evidence
+	Parent    *Parent // of a workload SVID without Evidence only
 	Now       time.Time
 }
 
@@ -143,6 +152,9 @@ func checkKey(r *Request) error {
 // already; it is checked again here because codeSigning depends on it.
 func checkEvidence(r *Request, td spiffeid.TrustDomain) error {
 	e := r.Evidence
+	if p := r.Parent; p != nil && (r.Profile != Workload || e != nil || p.Verified == nil) {
+		return fmt.Errorf("%w: parent evidence goes, verified, into workload SVIDs that carry no other", ErrEvidence)
+	}
 	if e == nil {
 		if r.Profile == Issuer {
 			return fmt.Errorf("%w: an issuer SVID needs evidence", ErrEvidence)
