@@ -166,7 +166,18 @@ func Verify(e *Evidence, b Binding, o Options) (*Verified, []Check, error) {
 }
 
 func (r *run) verify() (*Verified, []Check, error) {
-	checks := r.checks()
+	report, err := runChecks(r.checks())
+	if err != nil {
+		return nil, report, err
+	}
+	return &Verified{
+		leaf: *r.leaf, ek: *r.ek, ak: *r.ak, statement: *r.statement,
+		quote: r.quote.Quote, pcrs: r.e.PCRs, policy: r.e.Policy, secure: r.secure, earliest: r.earliest,
+	}, report, nil
+}
+
+// runChecks runs checks in turn until one fails; the report has them all.
+func runChecks(checks []check) ([]Check, error) {
 	report := make([]Check, len(checks))
 	var failed error
 	for i, c := range checks {
@@ -184,13 +195,7 @@ func (r *run) verify() (*Verified, []Check, error) {
 			report[i].Outcome = Passed
 		}
 	}
-	if failed != nil {
-		return nil, report, failed
-	}
-	return &Verified{
-		leaf: *r.leaf, ek: *r.ek, ak: *r.ak, statement: *r.statement,
-		quote: r.quote.Quote, pcrs: r.e.PCRs, policy: r.e.Policy, secure: r.secure, earliest: r.earliest,
-	}, report, nil
+	return report, failed
 }
 
 // run holds what earlier checks found for later ones.
