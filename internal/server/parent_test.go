@@ -1,10 +1,11 @@
 package server
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -87,10 +89,7 @@ func TestParentEvidenceInSVIDsOfAStockAgent(t *testing.T) {
 
 func TestParentEvidenceNamesThePolicyThatWasMet(t *testing.T) {
 	w, n := stock(t, parents)
-	policy := attest.PCRPolicy{Name: "fleet", Profiles: []attest.PCRProfile{{Name: "a", Banks: profileOf(n.tpm, 7)}}}
-	if _, err := w.srv.Store().PutPCRPolicy(t.Context(), policy, 0); err != nil {
-		t.Fatal(err)
-	}
+	w.putPolicy("fleet", profile("a", n.tpm, 7))
 	alias := entry("spiffe://example.org/spire/server", "/fleet", "tpmnode:pcr_policy:fleet")
 	w.create(alias)
 	ci := w.create(entry("spiffe://example.org/fleet", "/ci/build", "unix:uid:1"))
@@ -105,10 +104,6 @@ func TestParentEvidenceNamesThePolicyThatWasMet(t *testing.T) {
 	if p := v.Policy(); p == nil || p.Name != "fleet" {
 		t.Errorf("policy %v", p)
 	}
-}
-
-func profileOf(tpm *forge.TPM, pcr uint32) map[string]map[string]string {
-	return map[string]map[string]string{"sha256": {fmt.Sprint(pcr): fmt.Sprintf("%x", tpm.PCRs[0].Values[pcr])}}
 }
 
 // An allow-listed EK without certificate: its key is in the record.
@@ -157,7 +152,23 @@ func TestRefusesParentEvidenceToABoundAgent(t *testing.T) {
 		t.Errorf("a bound agent's SVID: %v", err)
 	}
 	// A renewed key is covered by no quote either, and the node is the same.
-	renewed := n.renew()
+	a, err := w.srv.Store().Agent(n.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	once := *a
+	once.CanReattest = false
+	if _, err := w.srv.Store().PutAttestedAgent(t.Context(), once, ""); err != nil {
+		t.Fatal(err)
+	}
+	key := forge.P256(t)
+	resp, err := agentv1.NewAgentClient(n.conn).RenewAgent(t.Context(), &agentv1.RenewAgentRequest{
+		Params: &agentv1.AgentX509SVIDParams{Csr: newCSR(t, key, nil)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := &node{w: w, tpm: n.tpm, id: n.id, key: key, conn: w.dialTCP(&tls.Certificate{Certificate: resp.Svid.CertChain, PrivateKey: key})}
 	if c, err = renewed.sign(ci, plainCSR(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -200,14 +211,24 @@ func TestRefusesEvidenceOfOtherKindsInACSR(t *testing.T) {
 
 // Two agents on one TPM: the older is cut off, and asks in vain.
 func TestRefusesTheOlderOfTwoStockAgentsOnOneTPM(t *testing.T) {
-	w, n := stock(t, parents)
+	var log lockedBuffer
+	w, n := stock(t, func(c *Config) {
+		parents(c)
+		c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	})
 	ci := w.create(entry(n.id, "/ci/build", "unix:uid:1"))
 	newer := w.attest(n.tpm, attestOptions{unbound: true})
 	if _, err := newer.sign(ci, plainCSR(t)); err != nil {
 		t.Fatal(err)
 	}
-	_, err := n.sign(ci, plainCSR(t))
-	wantReason(t, err, types.PermissionDeniedDetails_AGENT_NOT_ACTIVE)
+	w.clock.add(unusedGrace + rivalGrace + time.Second)
+	for range 3 {
+		_, err := n.sign(ci, plainCSR(t))
+		wantReason(t, err, types.PermissionDeniedDetails_AGENT_NOT_ACTIVE)
+	}
+	if !strings.Contains(log.String(), "ALARM: a newer attestation replaced") {
+		t.Errorf("no alarm in\n%s", log.String())
+	}
 }
 
 func TestRefusesEntriesOfOtherNodes(t *testing.T) {
@@ -308,5 +329,4 @@ func TestParentEvidenceNeedsNodesThatAttestDaily(t *testing.T) {
 	if err == nil {
 		t.Error("a pattern that is none")
 	}
-	_ = io.Discard
 }
