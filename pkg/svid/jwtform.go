@@ -15,7 +15,7 @@ import (
 )
 
 // JWTLeeway is how far a clock may be off for a token's times.
-const JWTLeeway = 10 * time.Second
+const JWTLeeway = 30 * time.Second
 
 // Outcomes of looking at a token.
 var (

@@ -33,33 +33,21 @@ func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream workl
 	return watch(s, stream.Context(), stream.Send, s.bundles)
 }
 
-const notYet = "this agent serves X.509-SVIDs only; hint: %s are planned for a later version; `rootlink-agent api fetch x509` fetches what there is"
-
-func (s *Server) FetchJWTSVID(context.Context, *workloadpb.JWTSVIDRequest) (*workloadpb.JWTSVIDResponse, error) {
-	return nil, status.Errorf(codes.Unimplemented, notYet, "JWT-SVIDs")
-}
-
-func (s *Server) FetchJWTBundles(*workloadpb.JWTBundlesRequest, workloadpb.SpiffeWorkloadAPI_FetchJWTBundlesServer) error {
-	return status.Errorf(codes.Unimplemented, notYet, "JWT bundles")
-}
-
-func (s *Server) ValidateJWTSVID(context.Context, *workloadpb.ValidateJWTSVIDRequest) (*workloadpb.ValidateJWTSVIDResponse, error) {
-	return nil, status.Errorf(codes.Unimplemented, notYet, "JWT-SVIDs")
-}
+const noWIT = "this agent serves X.509-SVIDs and JWT-SVIDs only; WIT-SVIDs are optional, and it has none"
 
 func (s *Server) FetchWITSVID(*workloadpb.WITSVIDRequest, workloadpb.SpiffeWorkloadAPI_FetchWITSVIDServer) error {
-	return status.Errorf(codes.Unimplemented, notYet, "WIT-SVIDs")
+	return status.Error(codes.Unimplemented, noWIT)
 }
 
 func (s *Server) FetchWITBundles(*workloadpb.WITBundlesRequest, workloadpb.SpiffeWorkloadAPI_FetchWITBundlesServer) error {
-	return status.Errorf(codes.Unimplemented, notYet, "WIT bundles")
+	return status.Error(codes.Unimplemented, noWIT)
 }
 
 // answer is one message to the caller and when to look again (zero: only when
 // something changes).
 type answer[M proto.Message] func(ctx context.Context, v *identity.View, subj measured.Subject, es []*identity.Entry) (m M, again time.Time, err error)
 
-// watch is the loop of both streams. The caller is measured when it calls, and
+// watch is the loop of every stream. The caller is measured when it calls, and
 // checked to be the same process with the same executable before each message.
 func watch[M proto.Message](s *Server, ctx context.Context, send func(M) error, make answer[M]) error {
 	c, err := measured.CallerOf(ctx)
@@ -242,7 +230,7 @@ func federated(v *identity.View, es []*identity.Entry) map[string][]byte {
 	m := make(map[string][]byte)
 	for _, e := range es {
 		for _, td := range e.FederatesWith {
-			if as := v.Federated[td]; len(as) > 0 {
+			if as := v.Federated[td].X509; len(as) > 0 {
 				m[td.IDString()] = identity.ConcatDER(as)
 			}
 		}

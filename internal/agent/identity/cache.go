@@ -172,6 +172,10 @@ func (i *Issuer) Prune(view *View) {
 	for _, e := range view.Entries {
 		present[e.ID] = version{e.Revision, e.CreatedAt}
 	}
+	i.jwts.prune(func(k jwtKey) bool {
+		v, ok := present[k.entry]
+		return ok && v == version{k.revision, k.created}
+	})
 	now := i.now()
 	i.cache.mu.Lock()
 	defer i.cache.mu.Unlock()

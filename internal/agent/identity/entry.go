@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/rootlink/rootlink/internal/agent/upstream"
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
@@ -96,7 +97,8 @@ type View struct {
 	AgentID     spiffeid.ID
 	Entries     []*Entry // by ID
 	Authorities []*x509.Certificate
-	Federated   map[spiffeid.TrustDomain][]*x509.Certificate
+	JWT         upstream.JWTKeys
+	Federated   map[spiffeid.TrustDomain]upstream.Bundle
 	// Patterns are the SPIFFE ID patterns whose Workload API SVIDs must carry
 	// evidence; Stock is set when the server is one that knows no evidence.
 	Patterns []string

@@ -38,6 +38,7 @@ type Issuer struct {
 	batch  batcher
 	nonces nonces
 	cache  cache
+	jwts   jwtCache
 
 	// turns holds a token for each answer that is being checked.
 	turns chan struct{}

@@ -215,7 +215,7 @@ func (k *Keeper) sync(ctx context.Context) error {
 			return err
 		}
 	}
-	next.Authorities = k.trust.Authorities()
+	next.Authorities, next.JWT = k.trust.Authorities(), k.trust.JWT()
 	if slow {
 		k.slowAt = k.now().Add(min(slowSync, k.interval))
 	}
@@ -224,8 +224,8 @@ func (k *Keeper) sync(ctx context.Context) error {
 }
 
 // federated fetches the bundles of the other trust domains that entries name.
-func (k *Keeper) federated(ctx context.Context, entries []*Entry) (map[spiffeid.TrustDomain][]*x509.Certificate, error) {
-	out := make(map[spiffeid.TrustDomain][]*x509.Certificate)
+func (k *Keeper) federated(ctx context.Context, entries []*Entry) (map[spiffeid.TrustDomain]upstream.Bundle, error) {
+	out := make(map[spiffeid.TrustDomain]upstream.Bundle)
 	for _, e := range entries {
 		for _, td := range e.FederatesWith {
 			if _, ok := out[td]; ok {
@@ -240,7 +240,7 @@ func (k *Keeper) federated(ctx context.Context, entries []*Entry) (map[spiffeid.
 			}
 		}
 	}
-	maps.DeleteFunc(out, func(_ spiffeid.TrustDomain, as []*x509.Certificate) bool { return len(as) == 0 })
+	maps.DeleteFunc(out, func(_ spiffeid.TrustDomain, b upstream.Bundle) bool { return len(b.X509) == 0 && len(b.JWT) == 0 })
 	return out, nil
 }
 
@@ -265,7 +265,8 @@ func sameView(a, b *View) bool {
 			return x.ID == y.ID && x.Revision == y.Revision && x.CreatedAt == y.CreatedAt
 		}) &&
 		sameCerts(a.Authorities, b.Authorities) &&
-		maps.EqualFunc(a.Federated, b.Federated, sameCerts)
+		a.JWT.Equal(b.JWT) &&
+		maps.EqualFunc(a.Federated, b.Federated, upstream.Bundle.Equal)
 }
 
 func sameCerts(a, b []*x509.Certificate) bool {

@@ -137,6 +137,11 @@ func (n *Node) takeBundle(b *types.Bundle) error {
 	if err != nil {
 		return err
 	}
+	keys, err := jwtKeys(b)
+	if err != nil {
+		return err
+	}
+	n.cfg.Trust.SetJWT(keys)
 	changed, err := n.cfg.Trust.Set(as, n.cfg.Now())
 	if err != nil {
 		// A full disk must not take identities away: it is said, and the
@@ -166,20 +171,24 @@ func authorities(b *types.Bundle) ([]*x509.Certificate, error) {
 	return as, nil
 }
 
-// FederatedBundle returns another trust domain's authorities, nil when the
+// FederatedBundle returns another trust domain's authorities, none when the
 // server has none.
-func (s *Session) FederatedBundle(ctx context.Context, td spiffeid.TrustDomain) ([]*x509.Certificate, error) {
+func (s *Session) FederatedBundle(ctx context.Context, td spiffeid.TrustDomain) (out Bundle, err error) {
 	b, err := bundlev1.NewBundleClient(s.conn).GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
 	switch status.Code(err) {
 	case codes.OK:
-		if len(b.GetX509Authorities()) == 0 {
-			return nil, nil // keys for JWT-SVIDs only, or none at all: no reason to stop syncing
-		}
-		return authorities(b)
 	case codes.NotFound, codes.Unimplemented:
-		return nil, nil
+		return Bundle{}, nil
+	default:
+		return Bundle{}, err
 	}
-	return nil, err
+	if len(b.GetX509Authorities()) > 0 { // it may be for JWT-SVIDs alone
+		if out.X509, err = authorities(b); err != nil {
+			return Bundle{}, err
+		}
+	}
+	out.JWT, err = jwtKeys(b)
+	return out, err
 }
 
 // SignResult is the outcome of one CSR.

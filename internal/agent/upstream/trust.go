@@ -37,9 +37,10 @@ const maxSaved = 1 << 20
 // savedName is the bundle's file in the data directory.
 const savedName = "bundle.json"
 
-// Trust holds the X.509 authorities of the agent's trust domain. It starts with
-// what an earlier run saved, falls back on its Source, and is refreshed from
-// the server.
+// Trust holds the authorities of the agent's trust domain. It starts with what
+// an earlier run saved, falls back on its Source, and is refreshed from the
+// server. The JWT authorities are the server's alone: they verify no server, so
+// nothing needs them before there is one.
 type Trust struct {
 	td     spiffeid.TrustDomain
 	file   string
@@ -48,6 +49,7 @@ type Trust struct {
 	mu          sync.Mutex
 	authorities []*x509.Certificate // replaced, never changed in place
 	fromSource  bool                // authorities are the source's, fetched by this process
+	jwt         JWTKeys             // replaced, never changed in place
 }
 
 // saved is the form of bundle.json.
@@ -126,6 +128,20 @@ func (t *Trust) Authorities() []*x509.Certificate {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.authorities
+}
+
+// JWT returns the JWT authorities, which must not be changed.
+func (t *Trust) JWT() JWTKeys {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.jwt
+}
+
+// SetJWT replaces the JWT authorities by what an authenticated server said.
+func (t *Trust) SetJWT(keys JWTKeys) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.jwt = keys
 }
 
 // GetX509BundleForTrustDomain makes Trust a source for go-spiffe.
