@@ -62,6 +62,7 @@ type fakeServer struct {
 	caKey      crypto.Signer
 	oldCAs     []*x509.Certificate
 	federated  map[string][]byte // authority of other trust domains by their name
+	jwt        fakeJWT
 	entries    []*types.Entry
 	nextID     int
 	banned     bool
@@ -321,6 +322,7 @@ func (s *fakeServer) GetBundle(context.Context, *bundlev1.GetBundleRequest) (*ty
 	for _, ca := range append([]*x509.Certificate{s.ca}, s.oldCAs...) {
 		b.X509Authorities = append(b.X509Authorities, &types.X509Certificate{Asn1: ca.Raw})
 	}
+	b.JwtAuthorities = s.jwt.published
 	return b, nil
 }
 

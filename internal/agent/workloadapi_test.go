@@ -24,10 +24,18 @@ func (s *fakeServer) GetFederatedBundle(_ context.Context, req *bundlev1.GetFede
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	der, ok := s.federated[req.TrustDomain]
-	if !ok {
+	key := s.jwt.foreign[req.TrustDomain]
+	if !ok && key == nil {
 		return nil, status.Error(codes.NotFound, "no such bundle")
 	}
-	return &types.Bundle{TrustDomain: req.TrustDomain, X509Authorities: []*types.X509Certificate{{Asn1: der}}}, nil
+	b := &types.Bundle{TrustDomain: req.TrustDomain}
+	if ok {
+		b.X509Authorities = append(b.X509Authorities, &types.X509Certificate{Asn1: der})
+	}
+	if key != nil {
+		b.JwtAuthorities = append(b.JwtAuthorities, key)
+	}
+	return b, nil
 }
 
 // federate gives the entry's workload the bundles of other trust domains and
@@ -332,10 +340,6 @@ func wantUnimplemented(t *testing.T, methods ...string) {
 			t.Errorf("%s: no sentence that says why, and what to do", m)
 		}
 	}
-}
-
-func TestWorkloadAPISection6JWTIsUnimplemented(t *testing.T) {
-	wantUnimplemented(t, "FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID")
 }
 
 func TestWorkloadAPISection7WITIsUnimplemented(t *testing.T) {

@@ -33,7 +33,7 @@ func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream workl
 	return watch(s, stream.Context(), stream.Send, s.bundles)
 }
 
-const noWIT = "this agent serves X.509-SVIDs and JWT-SVIDs only; WIT-SVIDs are optional, and it has none"
+const noWIT = "this agent serves no WIT-SVIDs, an optional profile; hint: ask for X.509-SVIDs or JWT-SVIDs"
 
 func (s *Server) FetchWITSVID(*workloadpb.WITSVIDRequest, workloadpb.SpiffeWorkloadAPI_FetchWITSVIDServer) error {
 	return status.Error(codes.Unimplemented, noWIT)

@@ -1,0 +1,567 @@
+package agent
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/forge"
+	"github.com/rootlink/rootlink/pkg/svid"
+)
+
+// fakeJWT is the fake server's part in JWT-SVIDs.
+type fakeJWT struct {
+	key       *ecdsa.PrivateKey // that signs
+	published []*types.JWTKey
+	foreign   map[string]*types.JWTKey // of other trust domains by their name
+	ttl       time.Duration
+	calls     int
+	denied    error
+	bend      func(*svid.JWTRequest) // what is signed instead
+}
+
+// jwtKey makes a key and how a bundle has it.
+func jwtKey(t testing.TB) (*ecdsa.PrivateKey, *types.JWTKey) {
+	t.Helper()
+	key := forge.P256(t)
+	id, err := svid.JWTKeyID(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, &types.JWTKey{PublicKey: spki, KeyId: id, ExpiresAt: time.Now().Add(time.Hour).Unix()}
+}
+
+// rotateJWT signs with a new key, which is published after the old ones.
+func (s *fakeServer) rotateJWT(publish bool) {
+	key, pub := jwtKey(s.t)
+	s.with(func() {
+		s.jwt.key = key
+		if publish {
+			s.jwt.published = append(slices.Clone(s.jwt.published), pub)
+		}
+	})
+}
+
+func signToken(t testing.TB, key *ecdsa.PrivateKey, r svid.JWTRequest) string {
+	t.Helper()
+	signer, err := svid.NewJWTSigner(r.ID.TrustDomain(), key, r.Now.Add(-time.Hour), r.Now.Add(48*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := signer.Sign(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Token
+}
+
+func (s *fakeServer) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	if err := s.authorize(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.jwt.calls++
+	if s.jwt.denied != nil {
+		return nil, s.jwt.denied
+	}
+	for _, e := range s.entries {
+		if e.Id != req.EntryId {
+			continue
+		}
+		r := svid.JWTRequest{
+			ID:       spiffeid.RequireFromString("spiffe://" + e.SpiffeId.TrustDomain + e.SpiffeId.Path),
+			Audience: req.Audience, TTL: s.jwt.ttl, Now: time.Now(),
+		}
+		if s.jwt.bend != nil {
+			s.jwt.bend(&r)
+		}
+		return &svidv1.NewJWTSVIDResponse{Svid: &types.JWTSVID{Token: signToken(s.t, s.jwt.key, r)}}, nil
+	}
+	return nil, status.Error(codes.NotFound, "entry not found or not authorized")
+}
+
+// jwtServed is an agent with one entry whose server signs tokens.
+func jwtServed(t *testing.T, change ...func(*Config)) (*fakeServer, *running) {
+	t.Helper()
+	s := newFakeServer(t)
+	s.jwt.ttl = 5 * time.Minute
+	s.rotateJWT(true)
+	s.start()
+	s.addEntry("/w", selfHash(t))
+	r := startAgent(t, s, change...)
+	r.waitReady()
+	return s, r
+}
+
+func (r *running) api() workloadpb.SpiffeWorkloadAPIClient {
+	return workloadpb.NewSpiffeWorkloadAPIClient(r.dial())
+}
+
+func (r *running) fetchJWT(t *testing.T, id string, audience ...string) ([]*workloadpb.JWTSVID, error) {
+	t.Helper()
+	resp, err := r.api().FetchJWTSVID(testContext(t), &workloadpb.JWTSVIDRequest{Audience: audience, SpiffeId: id})
+	return resp.GetSvids(), err
+}
+
+func (r *running) validate(t *testing.T, audience, token string) (*workloadpb.ValidateJWTSVIDResponse, error) {
+	t.Helper()
+	return r.api().ValidateJWTSVID(testContext(t), &workloadpb.ValidateJWTSVIDRequest{Audience: audience, Svid: token})
+}
+
+func (s *fakeServer) jwtCalls() (n int) {
+	s.with(func() { n = s.jwt.calls })
+	return n
+}
+
+// Workload API §6.2.1: the audience of the request is that of the tokens, and
+// all of them.
+func TestWorkloadAPISection621AudienceIsEmbedded(t *testing.T) {
+	_, r := jwtServed(t)
+	for _, audience := range [][]string{{"reports"}, {"a", "b"}, {"b", "a"}} {
+		svids, err := r.fetchJWT(t, "", audience...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := jwtsvid.ParseInsecure(svids[0].Svid, audience[:1]); err != nil || !slices.Equal(got.Audience, audience) {
+			t.Error(got, err)
+		}
+	}
+	for name, audience := range map[string][]string{"none": nil, "empty": {""}, "one empty": {"a", ""}, "long": {strings.Repeat("a", svid.MaxAudience+1)}} {
+		_, err := r.fetchJWT(t, "", audience...)
+		wantCode(t, name, err, codes.InvalidArgument)
+	}
+}
+
+// Workload API §6.2.1: without spiffe_id a token for every identity, with it for
+// that one.
+func TestWorkloadAPISection621EveryIdentity(t *testing.T) {
+	s, r := jwtServed(t)
+	second := s.addEntry("/second", selfHash(t))
+	s.addEntry("/others", "binary:uid:4294967294")
+	one, err := r.fetchJWT(t, "spiffe://"+testTD+"/second", "a") // made a moment ago
+	if err != nil || len(one) != 1 || one[0].SpiffeId != "spiffe://"+testTD+"/second" {
+		t.Fatal(one, err)
+	}
+	all, err := r.fetchJWT(t, "", "a")
+	if err != nil || len(all) != 2 || !strings.HasSuffix(all[0].SpiffeId, "/w") {
+		t.Fatal(all, err)
+	}
+	for _, x := range all {
+		if got, err := jwtsvid.ParseInsecure(x.Svid, []string{"a"}); err != nil || got.ID.String() != x.SpiffeId {
+			t.Error(got, err)
+		}
+	}
+	// All or none: what is left out would look withdrawn.
+	s.with(func() {
+		s.jwt.bend = func(r *svid.JWTRequest) {
+			if r.ID.Path() == "/second" {
+				r.Audience = []string{"other"}
+			}
+		}
+	})
+	_, err = r.fetchJWT(t, "", "b")
+	wantCode(t, "one of two fails", err, codes.Unavailable)
+	s.deleteEntry(second)
+	_, err = r.fetchJWT(t, "spiffe://"+testTD+"/others", "a")
+	wantCode(t, "somebody else's", err, codes.PermissionDenied)
+	_, err = r.fetchJWT(t, "web", "a")
+	wantCode(t, "not a SPIFFE ID", err, codes.InvalidArgument)
+}
+
+// Workload API §6.2.1: hints are unique in a message.
+func TestWorkloadAPISection621HintsAreUnique(t *testing.T) {
+	s, r := jwtServed(t)
+	s.addEntry("/b", selfHash(t))
+	s.addEntry("/c", selfHash(t))
+	s.with(func() {
+		for i, hint := range []string{"internal", "internal", "external"} {
+			s.entries[i].Hint, s.entries[i].RevisionNumber = hint, 1
+		}
+	})
+	eventually(t, "the agent knows", func() bool {
+		svids, err := r.fetchJWT(t, "", "a")
+		return err == nil && len(svids) == 2 && svids[0].Hint == "internal" && svids[1].Hint == "external" && strings.HasSuffix(svids[0].SpiffeId, "/w")
+	})
+}
+
+// Workload API §6.2.1, Workload Endpoint §6: nobody's identity is PermissionDenied.
+func TestWorkloadAPISection621NoIdentityIsPermissionDenied(t *testing.T) {
+	s := newFakeServer(t)
+	s.rotateJWT(true)
+	s.start()
+	r := startAgent(t, s)
+	r.waitReady()
+	_, err := r.fetchJWT(t, "", "a")
+	wantCode(t, "FetchJWTSVID", err, codes.PermissionDenied)
+	stream, err := r.api().FetchJWTBundles(testContext(t), &workloadpb.JWTBundlesRequest{})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	wantCode(t, "FetchJWTBundles", err, codes.PermissionDenied)
+}
+
+// Workload API §6.2.2: the own trust domain's keys as a plain JWK Set, those of
+// others that the caller's entries name, no key of another use, and again when
+// they change.
+func TestWorkloadAPISection622Bundles(t *testing.T) {
+	s, r := jwtServed(t)
+	_, foreign := jwtKey(t)
+	s.with(func() { s.jwt.foreign = map[string]*types.JWTKey{"other.test": foreign} })
+	stream, err := r.api().FetchJWTBundles(testContext(t), &workloadpb.JWTBundlesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until := func(what string, ok func(map[string]*jwtbundle.Bundle) bool) {
+		t.Helper()
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			bundles := make(map[string]*jwtbundle.Bundle)
+			for id, b := range m.Bundles {
+				var set jose.JSONWebKeySet
+				if err := json.Unmarshal(b, &set); err != nil {
+					t.Fatal(err)
+				}
+				for _, k := range set.Keys {
+					if k.KeyID == "" || len(k.Certificates) > 0 || !k.IsPublic() {
+						t.Errorf("key %+v", k)
+					}
+				}
+				td := spiffeid.RequireTrustDomainFromString(id)
+				if id != td.IDString() {
+					t.Errorf("key %q of the map is no SPIFFE ID", id)
+				}
+				if bundles[td.Name()], err = jwtbundle.Parse(td, b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if bundles[testTD] == nil {
+				t.Fatal("the own bundle is missing")
+			}
+			if ok(bundles) {
+				return
+			}
+		}
+	}
+	until("first", func(b map[string]*jwtbundle.Bundle) bool { return len(b) == 1 && len(b[testTD].JWTAuthorities()) == 1 })
+	s.with(func() { s.entries[0].FederatesWith, s.entries[0].RevisionNumber = []string{"other.test"}, 1 })
+	until("federated", func(b map[string]*jwtbundle.Bundle) bool {
+		return len(b) == 2 && b["other.test"].HasJWTAuthority(foreign.KeyId)
+	})
+	s.rotateJWT(true)
+	until("rotated", func(b map[string]*jwtbundle.Bundle) bool { return len(b) == 2 && len(b[testTD].JWTAuthorities()) == 2 })
+}
+
+// Workload API §6.2.3, §6.3: validated as JWT-SVID has it, with the bundle of the
+// subject's trust domain; SPIFFE ID and claims come back.
+func TestWorkloadAPISection623Validation(t *testing.T) {
+	_, r := jwtServed(t)
+	svids, err := r.fetchJWT(t, "", "a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.validate(t, "b", svids[0].Svid)
+	if err != nil || got.SpiffeId != "spiffe://"+testTD+"/w" {
+		t.Fatal(got, err)
+	}
+	claims := got.Claims.AsMap()
+	if claims["sub"] != got.SpiffeId || fmt.Sprint(claims["aud"]) != "[a b]" || claims["exp"].(float64)-claims["iat"].(float64) != 300 || len(claims) != 4 {
+		t.Error(claims)
+	}
+	for name, c := range map[string]struct{ audience, token string }{"no audience": {"", svids[0].Svid}, "no token": {"a", ""}} {
+		_, err := r.validate(t, c.audience, c.token)
+		wantCode(t, name, err, codes.InvalidArgument)
+	}
+}
+
+// forgeToken signs any header and claims with key.
+func forgeToken(t testing.TB, key *ecdsa.PrivateKey, header, claims map[string]any) string {
+	t.Helper()
+	signed := encode(t, header) + "." + encode(t, claims)
+	return signed + "." + base64.RawURLEncoding.EncodeToString(es256(t, key, signed))
+}
+
+// attacks on a validator: each starts from a token that is good.
+func TestRefusesForgedTokens(t *testing.T) {
+	s, r := jwtServed(t)
+	key, kid := s.jwt.key, s.jwt.published[0].KeyId
+	now := time.Now().Unix()
+	header := func(change map[string]any) map[string]any {
+		return merge(map[string]any{"alg": "ES256", "kid": kid, "typ": "JWT"}, change)
+	}
+	claims := func(change map[string]any) map[string]any {
+		return merge(map[string]any{"sub": "spiffe://" + testTD + "/w", "aud": []string{"a"}, "exp": now + 300, "iat": now}, change)
+	}
+	good := forgeToken(t, key, header(nil), claims(nil))
+	if _, err := r.validate(t, "a", good); err != nil {
+		t.Fatal(err)
+	}
+	other, otherPub := jwtKey(t)
+	parts := strings.Split(good, ".")
+	type m = map[string]any
+	for name, token := range map[string]string{
+		"wrong audience":               forgeToken(t, key, header(nil), claims(m{"aud": []string{"b"}})),
+		"audience as a prefix":         forgeToken(t, key, header(nil), claims(m{"aud": []string{"ab"}})),
+		"no audience":                  forgeToken(t, key, header(nil), claims(m{"aud": nil})),
+		"empty audience":               forgeToken(t, key, header(nil), claims(m{"aud": []string{}})),
+		"alg none":                     forgeToken(t, key, header(m{"alg": "none"}), claims(nil)),
+		"alg none, unsigned":           encode(t, header(m{"alg": "none"})) + "." + parts[1] + ".",
+		"HS256 with the public key":    hs256(t, s.jwt.published[0].PublicKey, header(m{"alg": "HS256"}), claims(nil)),
+		"another algorithm's name":     forgeToken(t, key, header(m{"alg": "RS256"}), claims(nil)),
+		"a larger curve's name":        forgeToken(t, key, header(m{"alg": "ES384"}), claims(nil)),
+		"expired":                      forgeToken(t, key, header(nil), claims(m{"exp": now - 40, "iat": now - 300})),
+		"not yet valid":                forgeToken(t, key, header(nil), claims(m{"nbf": now + 100})),
+		"issued in the future":         forgeToken(t, key, header(nil), claims(m{"iat": now + 100})),
+		"no expiry":                    forgeToken(t, key, header(nil), claims(m{"exp": nil})),
+		"unknown key":                  forgeToken(t, other, header(m{"kid": otherPub.KeyId}), claims(nil)),
+		"another key under our name":   forgeToken(t, other, header(nil), claims(nil)),
+		"no key ID":                    forgeToken(t, key, header(m{"kid": nil}), claims(nil)),
+		"another trust domain":         forgeToken(t, key, header(nil), claims(m{"sub": "spiffe://other.test/w"})),
+		"subject is no SPIFFE ID":      forgeToken(t, key, header(nil), claims(m{"sub": "admin"})),
+		"no subject":                   forgeToken(t, key, header(nil), claims(m{"sub": nil})),
+		"typ of another kind of token": forgeToken(t, key, header(m{"typ": "at+jwt"}), claims(nil)),
+		"crit":                         forgeToken(t, key, header(m{"crit": []string{"exp"}}), claims(nil)),
+		"key in the header":            forgeToken(t, other, header(m{"jwk": jose.JSONWebKey{Key: other.Public(), KeyID: kid}}), claims(nil)),
+		"oversized":                    forgeToken(t, key, header(nil), claims(m{"x": strings.Repeat("x", svid.MaxJWT)})),
+		"changed claims":               parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"spiffe://`+testTD+`/admin","aud":["a"],"exp":9999999999}`)) + "." + parts[2],
+		"cut":                          good[:len(good)-4],
+		"not a token":                  "x",
+	} {
+		_, err := r.validate(t, "a", token)
+		wantCode(t, name, err, codes.InvalidArgument)
+		if n := len(status.Convert(err).Message()); n > 2000 {
+			t.Errorf("%s: message of %d bytes", name, n)
+		}
+	}
+	// Duplicated claims, correctly signed.
+	double := base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, kid))) + "." +
+		base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf(`{"sub":"spiffe://%s/admin","sub":"spiffe://%s/w","aud":["a"],"exp":%d}`, testTD, testTD, now+300)))
+	_, err := r.validate(t, "a", double+"."+base64.RawURLEncoding.EncodeToString(es256(t, key, double)))
+	wantCode(t, "duplicated claims", err, codes.InvalidArgument)
+	// The key is withdrawn: what it signed is worth nothing at the next look.
+	s.with(func() { s.jwt.published = nil })
+	s.rotateJWT(true)
+	eventually(t, "a token of a retired authority is refused", func() bool {
+		_, err := r.validate(t, "a", good)
+		return status.Code(err) == codes.InvalidArgument
+	})
+}
+
+// A federated trust domain's tokens count for those whose entries federate with
+// it, under its own name only, and its private claims are left out.
+func TestRefusesTokensOfTrustDomainsThatAreNotOurs(t *testing.T) {
+	s, r := jwtServed(t)
+	key, pub := jwtKey(t)
+	now := time.Now().Unix()
+	foreign := func(sub string) string {
+		return forgeToken(t, key, map[string]any{"alg": "ES256", "kid": pub.KeyId},
+			map[string]any{"sub": sub, "aud": "a", "exp": now + 300, "admin": true})
+	}
+	// The server has the bundle, but no entry of the caller's names it.
+	s.with(func() { s.jwt.foreign = map[string]*types.JWTKey{"other.test": pub} })
+	_, err := r.validate(t, "a", foreign("spiffe://other.test/w"))
+	wantCode(t, "not federated", err, codes.InvalidArgument)
+	s.with(func() { s.entries[0].FederatesWith, s.entries[0].RevisionNumber = []string{"other.test"}, 1 })
+	var got *workloadpb.ValidateJWTSVIDResponse
+	eventually(t, "federated", func() bool {
+		got, err = r.validate(t, "a", foreign("spiffe://other.test/w"))
+		return err == nil
+	})
+	if claims := got.Claims.AsMap(); got.SpiffeId != "spiffe://other.test/w" || claims["admin"] != nil || fmt.Sprint(claims["aud"]) != "[a]" {
+		t.Error(got)
+	}
+	_, err = r.validate(t, "a", foreign("spiffe://"+testTD+"/w"))
+	wantCode(t, "a federated key for our name", err, codes.InvalidArgument)
+	_, err = r.validate(t, "a", foreign("spiffe://third.test/w"))
+	wantCode(t, "a federated key for a third name", err, codes.InvalidArgument)
+	// The same key ID in both bundles: the subject's trust domain decides.
+	s.with(func() {
+		s.jwt.foreign = map[string]*types.JWTKey{"other.test": {PublicKey: pub.PublicKey, KeyId: s.jwt.published[0].KeyId}}
+	})
+	confused := forgeToken(t, key, map[string]any{"alg": "ES256", "kid": s.jwt.published[0].KeyId},
+		map[string]any{"sub": "spiffe://" + testTD + "/w", "aud": "a", "exp": now + 300})
+	for range 3 {
+		_, err = r.validate(t, "a", confused)
+		wantCode(t, "one key ID, two trust domains", err, codes.InvalidArgument)
+	}
+}
+
+// A token is asked for once in half its life for each audience, whoever asks;
+// the server may be away meanwhile.
+func TestJWTIsKeptForHalfItsLife(t *testing.T) {
+	s, r := jwtServed(t)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			if _, err := r.fetchJWT(t, "", "a"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.jwtCalls(); n != 1 {
+		t.Errorf("%d calls for one token", n)
+	}
+	if _, err := r.fetchJWT(t, "", "b"); err != nil || s.jwtCalls() != 2 {
+		t.Error(err, s.jwtCalls())
+	}
+	s.stop()
+	if _, err := r.fetchJWT(t, "", "a"); err != nil {
+		t.Error("the server is away, the token is there:", err)
+	}
+	_, err := r.fetchJWT(t, "", "c")
+	wantCode(t, "the server is away", err, codes.Unavailable)
+}
+
+// Short-lived ones are renewed, and once the authority is being withdrawn the
+// token is replaced whatever its age.
+func TestJWTIsRenewed(t *testing.T) {
+	s, r := jwtServed(t)
+	s.with(func() { s.jwt.ttl = 16 * time.Second })
+	first, err := r.fetchJWT(t, "", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.with(func() {
+		k := s.jwt.published[0]
+		s.jwt.published = []*types.JWTKey{{PublicKey: k.PublicKey, KeyId: k.KeyId, ExpiresAt: k.ExpiresAt, Tainted: true}}
+	})
+	s.rotateJWT(true)
+	eventually(t, "another token", func() bool {
+		got, err := r.fetchJWT(t, "", "a")
+		return err == nil && got[0].Svid != first[0].Svid
+	})
+}
+
+// A workload that asks for ever new audiences is served, and what is kept for it
+// stays bounded.
+func TestJWTAudienceFlood(t *testing.T) {
+	s, r := jwtServed(t)
+	api, ctx := r.api(), testContext(t)
+	for i := range 200 {
+		if _, err := api.FetchJWTSVID(ctx, &workloadpb.JWTSVIDRequest{Audience: []string{fmt.Sprint(i)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.jwtCalls()
+	for i := 199; i >= 0; i-- { // the youngest are there still, the oldest are not
+		if _, err := api.FetchJWTSVID(ctx, &workloadpb.JWTSVIDRequest{Audience: []string{fmt.Sprint(i)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.jwtCalls() - before; n != 200-64 {
+		t.Errorf("%d of 200 were asked for again", n)
+	}
+}
+
+// What the server sends is checked before a workload has it.
+func TestRefusesWrongJWTFromTheServer(t *testing.T) {
+	s, r := jwtServed(t)
+	for name, bend := range map[string]func(*svid.JWTRequest){
+		"another identity": func(r *svid.JWTRequest) { r.ID = spiffeid.RequireFromString("spiffe://" + testTD + "/admin") },
+		"another domain":   func(r *svid.JWTRequest) { r.ID = spiffeid.RequireFromString("spiffe://other.test/w") },
+		"another audience": func(r *svid.JWTRequest) { r.Audience = []string{"everybody"} },
+		"one more":         func(r *svid.JWTRequest) { r.Audience = append(slices.Clone(r.Audience), "everybody") },
+		"expired":          func(r *svid.JWTRequest) { r.Now = r.Now.Add(-time.Hour) },
+	} {
+		s.with(func() { s.jwt.bend = bend })
+		_, err := r.fetchJWT(t, "", name)
+		wantCode(t, name, err, codes.Unavailable)
+	}
+	s.with(func() { s.jwt.bend = nil })
+	s.rotateJWT(false) // signs with a key that no bundle has
+	_, err := r.fetchJWT(t, "", "unpublished")
+	wantCode(t, "unpublished key", err, codes.Unavailable)
+	s.rotateJWT(true) // published after the agent's last look: it looks again
+	if _, err := r.fetchJWT(t, "", "published"); err != nil {
+		t.Error(err)
+	}
+	s.with(func() { s.jwt.denied = status.Error(codes.PermissionDenied, "not this one") })
+	_, err = r.fetchJWT(t, "", "denied")
+	wantCode(t, "refused", err, codes.PermissionDenied)
+}
+
+// A stock server that makes no JWT-SVIDs of an entry, or none at all, is not a
+// reason for the agent to lose its bundle.
+func TestJWTOnAStockServer(t *testing.T) {
+	s := newFakeServer(t)
+	s.stock = true
+	s.jwt.ttl = time.Minute
+	s.rotateJWT(true)
+	s.start()
+	s.addEntry("/w", selfHash(t))
+	r := startAgent(t, s)
+	r.waitReady()
+	svids, err := r.fetchJWT(t, "", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.validate(t, "a", svids[0].Svid); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func merge(base, change map[string]any) map[string]any {
+	for k, v := range change {
+		if base[k] = v; v == nil {
+			delete(base, k)
+		}
+	}
+	return base
+}
+
+// es256 and hs256 sign as RFC 7518 §3.4 and §3.2 have it, whatever the text says.
+func es256(t testing.TB, key *ecdsa.PrivateKey, text string) []byte {
+	t.Helper()
+	digest := sha256.Sum256([]byte(text))
+	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+}
+
+func hs256(t testing.TB, secret []byte, header, claims map[string]any) string {
+	t.Helper()
+	text := encode(t, header) + "." + encode(t, claims)
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte(text))
+	return text + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+}
+
+func encode(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
