@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rootlink/rootlink/bench/figures"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 	"github.com/rootlink/rootlink/pkg/tlog"
@@ -200,7 +201,7 @@ func manyBundles(ctx context.Context, b *bench) error {
 		}
 		defer stop()
 	}
-	var all, cpu samples
+	var all, cpu figures.Samples
 	for range b.runs {
 		before, start := spent(), time.Now()
 		if err := verifyAll(dir, trust); err != nil {
@@ -215,9 +216,9 @@ func manyBundles(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	b.out.most(fmt.Sprintf("verify %d bundles, all cores", bundles), all, 10*time.Second,
+	b.out.Most(fmt.Sprintf("verify %d bundles, all cores", bundles), all, 10*time.Second,
 		fmt.Sprintf("CPU time for one: %s; the P-256 checks that each needs alone (statement, SVID, token): %s; making them, with token and log entry: %.0f/s",
-			short(cpu.median()/bundles), short(floor), bundles/made.Seconds()))
+			figures.Short(cpu.Median()/bundles), figures.Short(floor), bundles/made.Seconds()))
 	return nil
 }
 

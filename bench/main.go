@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootlink/rootlink/bench/figures"
 	"github.com/rootlink/rootlink/internal/recorder"
 )
 
@@ -72,7 +73,7 @@ func start() error {
 	if flag.NArg() > 0 || *runs < 1 {
 		return errors.New("usage: bench [-only REGEXP] [-runs N] [-dir DIR] [-profile DIR] [-v]")
 	}
-	b := &bench{runs: *runs, profile: *profile, verbose: *verbose, out: &table{w: os.Stdout}}
+	b := &bench{runs: *runs, profile: *profile, verbose: *verbose, out: &figures.Table{W: os.Stdout}}
 	return b.run(ctx, *dir, match)
 }
 
@@ -82,7 +83,7 @@ type bench struct {
 	runs     int
 	profile  string
 	verbose  bool
-	out      *table
+	out      *figures.Table
 	enrolled bool // the entry of stepPath exists
 }
 
@@ -105,20 +106,19 @@ var groups = []group{
 	{"tsa", timestamps},
 	{"log", logging},
 	{"bundles", manyBundles},
-	{"mint", minting},
 	{"rate", evidenceRate},
 }
 
 func (b *bench) run(ctx context.Context, dir string, match *regexp.Regexp) (err error) {
 	fmt.Printf("%s, %s/%s, %d CPUs (%s), load before %s\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"),
-		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cpuModel(), loadAverage())
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), figures.CPUModel(), figures.LoadAverage())
 	fmt.Println("Times are medians, with the 10th and the 90th percentile in brackets.")
 	b.world, err = newWorld(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close(err != nil && b.verbose)) }()
-	b.out.head()
+	b.out.Head()
 	for _, g := range groups {
 		if !match.MatchString(g.name) {
 			continue
@@ -130,6 +130,6 @@ func (b *bench) run(ctx context.Context, dir string, match *regexp.Regexp) (err 
 			return ctx.Err()
 		}
 	}
-	fmt.Printf("load after %s\n", loadAverage())
+	fmt.Printf("load after %s\n", figures.LoadAverage())
 	return nil
 }

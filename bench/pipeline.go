@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/rootlink/rootlink/bench/figures"
 )
 
 const pipelineFiles = 20000
@@ -49,7 +51,7 @@ func pipeline(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	var bundled, classic, theirs, bundledCPU, classicCPU, theirCPU samples
+	var bundled, classic, theirs, bundledCPU, classicCPU, theirCPU figures.Samples
 	var memory, theirMemory int64
 	for range rounds {
 		r, err := b.in(ctx, dir, ours...)
@@ -69,15 +71,15 @@ func pipeline(ctx context.Context, b *bench) error {
 		}
 		theirs, theirCPU, theirMemory = append(theirs, r.took), append(theirCPU, r.cpu), max(theirMemory, r.peak)
 	}
-	b.out.most("verify a layout, two links of 20,000 artifacts", bundled, 0,
-		fmt.Sprintf("rootlink verify as a process, bundles with TPM evidence; CPU time %s; peak memory %s", short(bundledCPU.median()), size(memory)))
+	b.out.Most("verify a layout, two links of 20,000 artifacts", bundled, 0,
+		fmt.Sprintf("rootlink verify as a process, bundles with TPM evidence; CPU time %s; peak memory %s", figures.Short(bundledCPU.Median()), figures.Bytes(memory)))
 	if missing != nil {
-		b.out.line("the same by in-toto-golang verify", "not measured", "", missing.Error())
+		b.out.Line("the same by in-toto-golang verify", "not measured", "", missing.Error())
 		return nil
 	}
-	b.out.times("the same by in-toto-golang verify", theirs, 3, bundled, fmt.Sprintf("pinned keys; CPU time %s; peak memory %s", short(theirCPU.median()), size(theirMemory)))
-	b.out.most("rootlink verify of its very links and layout", classic, 0,
-		fmt.Sprintf("in-toto-golang: %.1f × this; CPU time %s", float64(theirs.median())/float64(classic.median()), short(classicCPU.median())))
+	b.out.Times("the same by in-toto-golang verify", theirs, 3, bundled, fmt.Sprintf("pinned keys; CPU time %s; peak memory %s", figures.Short(theirCPU.Median()), figures.Bytes(theirMemory)))
+	b.out.Most("rootlink verify of its very links and layout", classic, 0,
+		fmt.Sprintf("in-toto-golang: %.1f × this; CPU time %s", float64(theirs.Median())/float64(classic.Median()), figures.Short(classicCPU.Median())))
 	return nil
 }
 

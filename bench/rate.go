@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,14 +10,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/rootlink/rootlink/bench/figures"
 	"github.com/rootlink/rootlink/internal/recorder"
 	"github.com/rootlink/rootlink/pkg/attest"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
@@ -34,21 +32,21 @@ const (
 
 // load is what a signer did.
 type load struct {
-	Signed  int     // SVIDs that came while it was counted
-	Seconds float64 // that it was counted
-	Waits   samples // of those due then: until it was held
-	All     int     // signed, also while it was not counted
-	Quotes  int     // that they came from
+	Signed  int             // SVIDs that came while it was counted
+	Seconds float64         // that it was counted
+	Waits   figures.Samples // of those due then: until it was held
+	All     int             // signed, also while it was not counted
+	Quotes  int             // that they came from
 
-	Evidence samples       // of the same, until the TPM had committed to the key
-	Caller   time.Duration // CPU time that all of it took
+	Evidence figures.Samples // of the same, until the TPM had committed to the key
+	Caller   time.Duration   // CPU time that all of it took
 
 	agent, server, tpm time.Duration
 }
 
 // cpu says what one SVID costs each process.
 func (l load) cpu() string {
-	each := func(d time.Duration) string { return short(d / time.Duration(l.All)) }
+	each := func(d time.Duration) string { return figures.Short(d / time.Duration(l.All)) }
 	return fmt.Sprintf("CPU for each: caller %s, agent %s, server %s, swtpm %s", each(l.Caller), each(l.agent), each(l.server), each(l.tpm))
 }
 
@@ -228,7 +226,7 @@ func (b *bench) load(ctx context.Context, name string, args ...string) (l load, 
 	}
 	processes := map[*daemon]*time.Duration{b.agent: &l.agent, b.server: &l.server, b.tpm: &l.tpm}
 	for d, t := range processes {
-		if *t, err = cpuTime(d.cmd.Process.Pid); err != nil {
+		if *t, err = figures.CPUTime(d.cmd.Process.Pid); err != nil {
 			return l, err
 		}
 	}
@@ -236,34 +234,13 @@ func (b *bench) load(ctx context.Context, name string, args ...string) (l load, 
 		return l, err
 	}
 	for d, t := range processes {
-		after, err := cpuTime(d.cmd.Process.Pid)
+		after, err := figures.CPUTime(d.cmd.Process.Pid)
 		if err != nil {
 			return l, err
 		}
 		*t = after - *t
 	}
 	return l, nil
-}
-
-// cpuTime is what a process has used, in ticks of 10 ms.
-func cpuTime(pid int) (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) < 13 {
-		return 0, errors.New("the kernel does not say how much time a process has used")
-	}
-	var ticks int64
-	for _, s := range f[11:13] { // utime and stime, proc_pid_stat(5)
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }
 
 // evidenceRate: how many SVIDs with evidence one node gets when its TPM is as
@@ -306,22 +283,22 @@ func evidenceRate(ctx context.Context, b *bench) error {
 	if open.rate() < 1000 {
 		aim += " MISSED"
 	}
-	b.out.line(fmt.Sprintf("SVIDs with evidence, 250 ms quotes, %d/s due", offered), fmt.Sprintf("%.0f/s", open.rate()), aim,
-		fmt.Sprintf("one leaf a quote: %.1f/s with 8 callers, p99 %s", single.rate(), short(single.Waits.at(0.99))))
+	b.out.Line(fmt.Sprintf("SVIDs with evidence, 250 ms quotes, %d/s due", offered), fmt.Sprintf("%.0f/s", open.rate()), aim,
+		fmt.Sprintf("one leaf a quote: %.1f/s with 8 callers, p99 %s", single.rate(), figures.Short(single.Waits.At(0.99))))
 	// Under this load: 250 ms, what the software TPM adds, and the wait for a CPU.
 	quote := time.Duration((open.Seconds + warmUp.Seconds()) / float64(open.Quotes) * float64(time.Second))
 	quotes := func(d time.Duration) string {
-		return fmt.Sprintf("%s = %.2f quotes", short(d), float64(d)/float64(quote))
+		return fmt.Sprintf("%s = %.2f quotes", figures.Short(d), float64(d)/float64(quote))
 	}
 	aim = "≤ 2 quotes"
-	if open.Waits.at(0.99) > 2*quote {
+	if open.Waits.At(0.99) > 2*quote {
 		aim += " MISSED"
 	}
-	b.out.line("of these, p99 from due to held", fmt.Sprintf("%s (p50 %s)", quotes(open.Waits.at(0.99)), short(open.Waits.at(0.5))), aim,
+	b.out.Line("of these, p99 from due to held", fmt.Sprintf("%s (p50 %s)", quotes(open.Waits.At(0.99)), figures.Short(open.Waits.At(0.5))), aim,
 		fmt.Sprintf("until the TPM had committed to it, p99: %s; a quote took %s, for %d SVIDs; %s",
-			quotes(open.Evidence.at(0.99)), short(quote), open.All/open.Quotes, open.cpu()))
-	b.out.line(fmt.Sprintf("the same, %d callers without a pause", callers), fmt.Sprintf("%.0f/s, p99 %s", closed.rate(), short(closed.Waits.at(0.99))), "",
+			quotes(open.Evidence.At(0.99)), figures.Short(quote), open.All/open.Quotes, open.cpu()))
+	b.out.Line(fmt.Sprintf("the same, %d callers without a pause", callers), fmt.Sprintf("%.0f/s, p99 %s", closed.rate(), figures.Short(closed.Waits.At(0.99))), "",
 		fmt.Sprintf("at most %.0f/s, as each waits for two quotes", callers/(2*quoteTime.Seconds())))
-	b.out.line("the same, quotes as fast as swtpm's", fmt.Sprintf("%.0f/s, p99 %s", fast.rate(), short(fast.Waits.at(0.99))), "", fast.cpu())
+	b.out.Line("the same, quotes as fast as swtpm's", fmt.Sprintf("%.0f/s, p99 %s", fast.rate(), figures.Short(fast.Waits.At(0.99))), "", fast.cpu())
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rootlink/rootlink/bench/figures"
 )
 
 const (
@@ -56,7 +58,7 @@ type peerRecorder struct {
 	least         float64 // how much faster rootlink is to be
 	dir           string
 	args          []string
-	took, cpu     samples
+	took, cpu     figures.Samples
 	peak          int64
 }
 
@@ -77,7 +79,7 @@ func (b *bench) peerRecorders(ctx context.Context, tree string) ([]*peerRecorder
 		},
 	} {
 		if p.program, err = peerProgram(p.name); err != nil {
-			b.out.line(p.name+" run of the same", "not measured", "", err.Error())
+			b.out.Line(p.name+" run of the same", "not measured", "", err.Error())
 			continue
 		}
 		if err := b.enrolPeer(ctx, "/"+p.name, p.program); err != nil {
@@ -110,7 +112,7 @@ func recording(ctx context.Context, b *bench) error {
 	if _, err := b.runStep(ctx, plain...); err != nil { // warms the agent's cache
 		return err
 	}
-	var old, stamped, fresh, sums, empty, cpu, freshCPU samples
+	var old, stamped, fresh, sums, empty, cpu, freshCPU figures.Samples
 	var memory int64
 	if err := settle(newest); err != nil {
 		return err
@@ -157,17 +159,17 @@ func recording(ctx context.Context, b *bench) error {
 		fresh, freshCPU, memory = append(fresh, r.took), append(freshCPU, r.cpu), max(memory, r.peak)
 	}
 	floor := hashFloor()
-	b.out.most("record 20,000 × 8 KiB and 512 MiB, both ends", old, 600*time.Millisecond,
+	b.out.Most("record 20,000 × 8 KiB and 512 MiB, both ends", old, 600*time.Millisecond,
 		fmt.Sprintf("SHA-256 of it from memory, 2 threads: %s; sha256sum by xargs -P2, one end: %s; the same run without files: %s; CPU time: %s",
-			short(floor), short(sums.median()), short(empty.median()), short(cpu.median())))
-	b.out.most("the same, just written: everything read twice", fresh, 0,
-		fmt.Sprintf("twice the SHA-256: %s; CPU time: %s", short(2*floor), short(freshCPU.median())))
-	b.out.most("the old tree, with a timestamp and a log entry", stamped, 0, "")
-	b.out.bytes("peak memory of rootlink run for it", memory, 64<<20, "")
+			figures.Short(floor), figures.Short(sums.Median()), figures.Short(empty.Median()), figures.Short(cpu.Median())))
+	b.out.Most("the same, just written: everything read twice", fresh, 0,
+		fmt.Sprintf("twice the SHA-256: %s; CPU time: %s", figures.Short(2*floor), figures.Short(freshCPU.Median())))
+	b.out.Most("the old tree, with a timestamp and a log entry", stamped, 0, "")
+	b.out.Bytes("peak memory of rootlink run for it", memory, 64<<20, "")
 	for _, p := range peers {
-		b.out.times(p.name+" run of the same, both ends", p.took, p.least, old,
+		b.out.Times(p.name+" run of the same, both ends", p.took, p.least, old,
 			fmt.Sprintf("%.1f × ours of a tree just written; CPU time: %s; peak memory %s",
-				float64(p.took.median())/float64(fresh.median()), short(p.cpu.median()), size(p.peak)))
+				float64(p.took.Median())/float64(fresh.Median()), figures.Short(p.cpu.Median()), figures.Bytes(p.peak)))
 	}
 	return nil
 }
@@ -185,7 +187,7 @@ func touch(tree string) error {
 // hashFloor is how long two threads need for the bytes of the tree when they
 // lie in memory: the big file cannot be divided, the others follow it.
 func hashFloor() time.Duration {
-	var s samples
+	var s figures.Samples
 	for range 3 {
 		var next atomic.Int64
 		var wg sync.WaitGroup
@@ -213,5 +215,5 @@ func hashFloor() time.Duration {
 		wg.Wait()
 		s = append(s, time.Since(start))
 	}
-	return s.median()
+	return s.Median()
 }

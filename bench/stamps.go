@@ -26,6 +26,7 @@ import (
 
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 
+	"github.com/rootlink/rootlink/bench/figures"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 	"github.com/rootlink/rootlink/pkg/tlog"
 )
@@ -42,7 +43,7 @@ const (
 // the bare signatures that they need.
 func timestamps(ctx context.Context, b *bench) error {
 	var rates, floors, echoes []float64
-	var waits samples
+	var waits figures.Samples
 	var cpu time.Duration
 	var made int64
 	for range b.runs {
@@ -52,11 +53,11 @@ func timestamps(ctx context.Context, b *bench) error {
 		}
 		var next atomic.Int64
 		var mu sync.Mutex
-		before, err := cpuTime(b.server.cmd.Process.Pid)
+		before, err := figures.CPUTime(b.server.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		r, err := perSecond(tsaTime, tsaCallers, func(i int) error {
+		r, err := figures.PerSecond(tsaTime, tsaCallers, func(i int) error {
 			start := time.Now()
 			n := next.Add(1)
 			err := callers[i].token(n)
@@ -71,7 +72,7 @@ func timestamps(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		after, err := cpuTime(b.server.cmd.Process.Pid)
+		after, err := figures.CPUTime(b.server.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
@@ -90,12 +91,12 @@ func timestamps(ctx context.Context, b *bench) error {
 		}
 	}
 	aim := "≥ 5000/s"
-	if middle(rates) < 5000 {
+	if figures.Middle(rates) < 5000 {
 		aim += " MISSED"
 	}
-	b.out.line(fmt.Sprintf("RFC 3161 tokens over HTTP, %d connections", tsaCallers), fmt.Sprintf("%.0f/s (p99 %s)", middle(rates), short(waits.at(0.99))), aim,
+	b.out.Line(fmt.Sprintf("RFC 3161 tokens over HTTP, %d connections", tsaCallers), fmt.Sprintf("%.0f/s (p99 %s)", figures.Middle(rates), figures.Short(waits.At(0.99))), aim,
 		fmt.Sprintf("bare P-256 signatures, all cores: %.0f/s; such answers by Go's HTTP server with nothing made: %.0f/s; the server's CPU time for one: %s",
-			middle(floors), middle(echoes), short(cpu/time.Duration(made))))
+			figures.Middle(floors), figures.Middle(echoes), figures.Short(cpu/time.Duration(made))))
 	return nil
 }
 
@@ -182,7 +183,7 @@ func signFloor() (float64, error) {
 		return 0, err
 	}
 	digest := sha256.Sum256([]byte("floor"))
-	return perSecond(time.Second, tsaCallers, func(int) error {
+	return figures.PerSecond(time.Second, tsaCallers, func(int) error {
 		_, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
 		return err
 	})
@@ -209,7 +210,7 @@ func echoFloor() (float64, error) {
 	}
 	defer closeAll(callers)
 	query := make([]byte, 80)
-	return perSecond(time.Second, tsaCallers, func(i int) error {
+	return figures.PerSecond(time.Second, tsaCallers, func(i int) error {
 		_, err := callers[i].post("/", timestamp.QueryType, query)
 		return err
 	})
@@ -227,12 +228,12 @@ func logging(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer closeAll(callers)
-	before, err := cpuTime(b.server.cmd.Process.Pid)
+	before, err := figures.CPUTime(b.server.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
 	var mu sync.Mutex
-	var waits samples
+	var waits figures.Samples
 	var failed error
 	type due struct {
 		at    time.Time
@@ -275,7 +276,7 @@ func logging(ctx context.Context, b *bench) error {
 	if failed != nil || ctx.Err() != nil {
 		return errors.Join(failed, ctx.Err())
 	}
-	after, err := cpuTime(b.server.cmd.Process.Pid)
+	after, err := figures.CPUTime(b.server.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -284,13 +285,13 @@ func logging(ctx context.Context, b *bench) error {
 		return err
 	}
 	aim := "≤ 500 ms"
-	if waits.at(1) > 500*time.Millisecond {
+	if waits.At(1) > 500*time.Millisecond {
 		aim += " MISSED"
 	}
-	b.out.line(fmt.Sprintf("log entry due → in a published checkpoint, %d/s", logRate),
-		fmt.Sprintf("p50 %s, p99 %s, max %s", short(waits.at(0.5)), short(waits.at(0.99)), short(waits.at(1))), aim,
+	b.out.Line(fmt.Sprintf("log entry due → in a published checkpoint, %d/s", logRate),
+		fmt.Sprintf("p50 %s, p99 %s, max %s", figures.Short(waits.At(0.5)), figures.Short(waits.At(0.99)), figures.Short(waits.At(1))), aim,
 		fmt.Sprintf("%d entries, answered at %.0f/s; a checkpoint is made every 100 ms at most, of batches of 50 ms; writing a file durably: %s; the server's CPU time for one: %s",
-			len(entries), float64(len(entries))/took.Seconds(), short(disk.median()), short((after-before)/time.Duration(len(entries)))))
+			len(entries), float64(len(entries))/took.Seconds(), figures.Short(disk.Median()), figures.Short((after-before)/time.Duration(len(entries)))))
 	return b.checkLog(ctx)
 }
 
@@ -303,7 +304,7 @@ func (b *bench) checkLog(ctx context.Context) error {
 		return fmt.Errorf("log check: %w\n%s", err, out)
 	}
 	first, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
-	b.out.line("rootlink-server log check of it", short(time.Since(start)), "", string(first))
+	b.out.Line("rootlink-server log check of it", figures.Short(time.Since(start)), "", string(first))
 	return nil
 }
 

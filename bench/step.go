@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/rootlink/rootlink/bench/figures"
 )
 
 // tool is the cheapest thing that can be recorded.
@@ -82,7 +84,7 @@ func stepCosts(ctx context.Context, b *bench) error {
 		return err
 	}
 	const n = 60
-	var more, stamped, alone, empty, cpu, disk samples
+	var more, stamped, alone, empty, cpu, disk figures.Samples
 	for i := range n + 3 {
 		with, err := b.runStep(ctx, append([]string{"--products", "product"}, unstamped...)...)
 		if err != nil {
@@ -111,10 +113,10 @@ func stepCosts(ctx context.Context, b *bench) error {
 		more, alone, empty = append(more, with.took-without.took), append(alone, without.took), append(empty, start.took)
 		stamped, cpu = append(stamped, all.took-with.took), append(cpu, with.cpu)
 	}
-	b.out.most("rootlink run -- true, more than true", more, 30*time.Millisecond,
+	b.out.Most("rootlink run -- true, more than true", more, 30*time.Millisecond,
 		fmt.Sprintf("true alone: %s; writing such a bundle to disk: %s; rootlink --version, and a run starts itself twice: %s; CPU time of a run: %s",
-			short(alone.median()), short(disk.median()), short(empty.median()), short(cpu.median())))
-	b.out.most("with a timestamp and a log entry, more than that", stamped, 0,
+			figures.Short(alone.Median()), figures.Short(disk.Median()), figures.Short(empty.Median()), figures.Short(cpu.Median())))
+	b.out.Most("with a timestamp and a log entry, more than that", stamped, 0,
 		"the log publishes a checkpoint every 100 ms at most, and the entry waits for one")
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootlink/rootlink/bench/figures"
 	"github.com/rootlink/rootlink/internal/recorder"
 )
 
@@ -41,7 +42,7 @@ func (b *bench) traceBuild(ctx context.Context, tool, name, pkg string, cold boo
 	defer os.RemoveAll(cache)
 	args := []string{"go", "build", "-o", b.path("built"), pkg}
 	env := append(os.Environ(), "GOCACHE="+cache, "GOFLAGS=", "GOTOOLCHAIN=local", "GOWORK=off")
-	var traced, alone samples
+	var traced, alone figures.Samples
 	var times, work []float64
 	programs, started := 0, 0
 	for i := range b.runs + 1 {
@@ -79,8 +80,8 @@ func (b *bench) traceBuild(ctx context.Context, tool, name, pkg string, cold boo
 		work = append(work, float64(with.cpu)/float64(without.cpu))
 		programs, started = with.programs, with.started
 	}
-	b.out.ratio(name+", traced : alone", times, 1.05,
-		fmt.Sprintf("%s to %s; CPU time %.3f; %d programs listed, started %d times", short(traced.median()), short(alone.median()), middle(work), programs, started))
+	b.out.Ratio(name+", traced : alone", times, 1.05,
+		fmt.Sprintf("%s to %s; CPU time %.3f; %d programs listed, started %d times", figures.Short(traced.Median()), figures.Short(alone.Median()), figures.Middle(work), programs, started))
 	return nil
 }
 

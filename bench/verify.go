@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rootlink/rootlink/bench/figures"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 )
@@ -64,8 +65,8 @@ func (b *bench) judged(ctx context.Context) (*judged, error) {
 }
 
 // repeat times n calls of f one by one.
-func repeat(n int, f func() error) (samples, error) {
-	var s samples
+func repeat(n int, f func() error) (figures.Samples, error) {
+	var s figures.Samples
 	for range n {
 		start := time.Now()
 		if err := f(); err != nil {
@@ -90,13 +91,13 @@ func verifyCosts(ctx context.Context, b *bench) error {
 	for _, c := range j.record.EKChain {
 		chain += len(c)
 	}
-	b.out.bytes("evidence extension, ECC EK", int64(len(x.Value)), 4<<10,
+	b.out.Bytes("evidence extension, ECC EK", int64(len(x.Value)), 4<<10,
 		fmt.Sprintf("AK certificate %d, EK chain %d, quote and signature %d bytes of it", len(j.record.AKCert), chain, len(j.record.Attest)+len(j.record.Signature)))
 
 	now := time.Now()
 	// A Trust remembers what many links share, so the first link of a machine
 	// costs more than those that follow.
-	var first samples
+	var first figures.Samples
 	for range 300 {
 		raw, err := os.ReadFile(b.path("trust.json"))
 		if err != nil {
@@ -127,10 +128,10 @@ func verifyCosts(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	b.out.most("verify a bundle, the first of its machine", first, time.Millisecond,
-		fmt.Sprintf("its signatures alone (%s, token and log entry not among them): %s", parts, short(floor)))
-	b.out.most("of it the evidence (attest.Verify)", evidence, 0, "")
-	b.out.most("each further bundle of that machine", whole, 0, "4 signatures are its own: statement, SVID, token and checkpoint")
+	b.out.Most("verify a bundle, the first of its machine", first, time.Millisecond,
+		fmt.Sprintf("its signatures alone (%s, token and log entry not among them): %s", parts, figures.Short(floor)))
+	b.out.Most("of it the evidence (attest.Verify)", evidence, 0, "")
+	b.out.Most("each further bundle of that machine", whole, 0, "4 signatures are its own: statement, SVID, token and checkpoint")
 	return nil
 }
 
@@ -158,7 +159,7 @@ func (j *judged) options() (attest.Options, error) {
 }
 
 // verifyEvidence times attest.Verify with what trust.json says.
-func (j *judged) verifyEvidence(now time.Time) (samples, error) {
+func (j *judged) verifyEvidence(now time.Time) (figures.Samples, error) {
 	options, err := j.options()
 	if err != nil {
 		return nil, err
@@ -208,11 +209,11 @@ func (j *judged) signatures() (time.Duration, string, error) {
 		if parent == nil {
 			return 0, "", errors.New("the EK chain ends nowhere")
 		}
-		var each samples
+		var each figures.Samples
 		if each, err = repeat(300, func() error { return child.CheckSignatureFrom(parent) }); err != nil {
 			break
 		}
-		total, chain = total+each.median(), chain+1
+		total, chain = total+each.Median(), chain+1
 		if slices.ContainsFunc(options.EK.Roots, parent.Equal) {
 			break
 		}
@@ -238,5 +239,5 @@ func verifyTime() (time.Duration, error) {
 		}
 		return nil
 	})
-	return one.median(), err
+	return one.Median(), err
 }

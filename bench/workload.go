@@ -15,6 +15,8 @@ import (
 	"time"
 
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/rootlink/rootlink/bench/figures"
 )
 
 // workloadMain is a workload: for each line "svid" or "health" on stdin it
@@ -135,7 +137,7 @@ func settle(path string) error {
 // made, and it asks for its SVID at once.
 func newEntry(ctx context.Context, b *bench) error {
 	const n = 15
-	var all, creates samples
+	var all, creates figures.Samples
 	var exe int64
 	for i := range n {
 		program, err := b.copyOfSelf("new"+strconv.Itoa(i), 0)
@@ -168,9 +170,9 @@ func newEntry(ctx context.Context, b *bench) error {
 		all, creates = append(all, took), append(creates, created)
 		time.Sleep(100 * time.Millisecond) // syncs that workloads cause keep a distance
 	}
-	b.out.most("entry created → SVID held by the workload", all, 100*time.Millisecond,
+	b.out.Most("entry created → SVID held by the workload", all, 100*time.Millisecond,
 		fmt.Sprintf("stock SPIRE 6.4 s (recorded elsewhere); of it the entry, on disk: %s; SHA-256 of its %s here: %s",
-			short(creates.median()), size(exe), short(hashTime(exe))))
+			figures.Short(creates.Median()), figures.Bytes(exe), figures.Short(hashTime(exe))))
 	return nil
 }
 
@@ -201,7 +203,7 @@ func warmSVID(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	var warm, floor samples
+	var warm, floor figures.Samples
 	for range n {
 		d, err := w.ask("svid")
 		if err != nil {
@@ -213,16 +215,16 @@ func warmSVID(ctx context.Context, b *bench) error {
 		}
 		floor = append(floor, d)
 	}
-	b.out.most("warm SVID, executable of 90 MiB", warm, 3*time.Millisecond,
+	b.out.Most("warm SVID, executable of 90 MiB", warm, 3*time.Millisecond,
 		fmt.Sprintf("stock SPIRE 59 ms (recorded elsewhere); a health call, new connection too: %s; first SVID %s; SHA-256 of 90 MiB: %s",
-			short(floor.median()), short(first), short(hashTime(exe))))
+			figures.Short(floor.Median()), figures.Short(first), figures.Short(hashTime(exe))))
 	return nil
 }
 
 // hashTime is how long one core hashes n bytes that lie in memory.
 func hashTime(n int64) time.Duration {
 	buf := make([]byte, 1<<20)
-	var s samples
+	var s figures.Samples
 	for range 3 {
 		start := time.Now()
 		h := sha256.New()
@@ -232,5 +234,5 @@ func hashTime(n int64) time.Duration {
 		h.Sum(nil)
 		s = append(s, time.Since(start))
 	}
-	return s.median()
+	return s.Median()
 }
