@@ -29,7 +29,7 @@ func TestUsageErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	external := filepath.Join(dir, "external.hcl")
-	if err := os.WriteFile(external, []byte("plugins {\n  NodeAttestor \"tpmnode\" {\n    plugin_cmd = \"/x\"\n  }\n}\n"), 0o600); err != nil {
+	if err := os.WriteFile(external, []byte("plugins {\n  NodeAttestor \"x509pop\" { }\n}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	join := "rootlink-join:v1:example.org:" + strings.Repeat("ab", 32)
@@ -44,7 +44,7 @@ func TestUsageErrors(t *testing.T) {
 		"recorder group":          {"run", "--trust-domain", "example.org", "--join", join, "--recorder-group", "no-such-group"},
 		"root's group":            {"run", "--trust-domain", "example.org", "--join", join, "--recorder-group", "0"},
 		"unknown key in file":     {"run", "--trust-domain", "example.org", "--join", join, "--config", bad},
-		"external plugin":         {"run", "--trust-domain", "example.org", "--join", join, "--config", external, "--data-dir", dir},
+		"plugin without program":  {"run", "--trust-domain", "example.org", "--join", join, "--config", external, "--data-dir", dir},
 		"no audience":             {"api", "fetch", "jwt"},
 	} {
 		code, _, stderr := call(t, args...)

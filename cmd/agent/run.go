@@ -100,6 +100,15 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 	if err := f.plug.Override(plugins); err != nil {
 		return err
 	}
+	if f.config != "" {
+		f.plug.Reread = func() ([]config.Plugin, error) {
+			file, err := config.Load(f.config, f.expand)
+			if err != nil {
+				return nil, err
+			}
+			return file.Plugins(), nil
+		}
+	}
 	return a.RunWith(c.Context(), f.plug)
 }
 

@@ -106,7 +106,7 @@ func (a *Agent) assemble(plugins *Plugins) (*parts, error) {
 	var p parts
 	p.node, err = upstream.New(upstream.Config{
 		TrustDomain: a.td, Server: a.cfg.Server, Trust: trust,
-		NodeAttestor: plugins.NodeAttestor, Log: a.cfg.Log,
+		NodeAttestor: plugins.NodeAttestor, AttestationType: plugins.AttestationType, Log: a.cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (a *Agent) assemble(plugins *Plugins) (*parts, error) {
 	p.keeper = identity.NewKeeper(p.node, trust, a.td, a.cfg.SyncInterval, a.cfg.Log)
 	p.issuer = identity.NewIssuer(p.keeper, p.node, trust, plugins.Quoter, a.cfg.Log)
 	p.server, err = endpoint.New(endpoint.Config{
-		Keeper: p.keeper, Issuer: p.issuer, Attestor: plugins.WorkloadAttestor,
+		Keeper: p.keeper, Issuer: p.issuer, Attestor: plugins.Measure(), Health: plugins.Health,
 		RecorderGID: a.cfg.RecorderGID, Logs: logReader(a.cfg.EventLog, a.cfg.IMALog), Log: a.cfg.Log,
 	})
 	return &p, err

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/config"
 )
 
 // running is an agent under test.
@@ -105,11 +106,11 @@ func startIn(t *testing.T, s *fakeServer, dir string, change ...func(*Config)) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.loaded = append(p.loaded, l)
+	p.loaded = append(p.loaded, loadedPlugin{Plugin: l})
 	if p.NodeAttestor, err = l.AgentNodeAttestor(); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.loadWorkloadAttestor(ctx, testTD, "", log); err != nil {
+	if err := p.loadWorkloadAttestor(ctx, testTD, config.Plugin{}, log); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

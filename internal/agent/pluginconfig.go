@@ -15,7 +15,8 @@ import (
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
 
-// PluginConfig is what the built-in plugins are configured with.
+// PluginConfig says which plugins the agent has and what they are configured
+// with.
 type PluginConfig struct {
 	TrustDomain string
 	DataDir     string
@@ -24,42 +25,109 @@ type PluginConfig struct {
 	EventLog    string
 	IMALog      string
 
-	nodeOptions  []nodeagent.Option // benchmarks only
-	nodeData     string             // plugin_data of the configuration file, wins over the fields
-	workloadData string
+	// Reread returns the plugin blocks of the configuration file as it is now;
+	// nil without a file.
+	Reread func() ([]config.Plugin, error)
+
+	nodeOptions []nodeagent.Option // benchmarks only
+
+	node   config.Plugin // the node attestor; zero: the built-in one
+	binary config.Plugin // WorkloadAttestor "binary"; zero: the built-in one
+	others []config.Plugin
 }
 
-// Override takes the plugin blocks of a configuration file.
+const (
+	nodeAttestorType     = "NodeAttestor"
+	workloadAttestorType = "WorkloadAttestor"
+)
+
+// Override takes the plugin blocks of a configuration file, whose data wins over
+// the fields.
 func (p *PluginConfig) Override(blocks []config.Plugin) error {
 	for _, b := range blocks {
-		if !b.Enabled {
-			return cli.Usage("", "line %d: plugin %s %q is built in and needed; it cannot be switched off", b.Line, b.Type, b.Name)
-		}
-		if b.Cmd != "" {
-			return cli.Usage("leave plugin_cmd out: the plugin is built in", "line %d: plugin %s %q: this version loads no external plugins", b.Line, b.Type, b.Name)
-		}
-		switch [2]string{b.Type, b.Name} {
-		case [2]string{"NodeAttestor", wire.PluginName}:
-			p.nodeData = b.Data
-		case [2]string{"WorkloadAttestor", binary.Name}:
-			p.workloadData = b.Data
-		default:
-			return cli.Usage(fmt.Sprintf("the plugins of this agent are NodeAttestor %q and WorkloadAttestor %q", wire.PluginName, binary.Name),
+		builtIn := b.Type == nodeAttestorType && b.Name == wire.PluginName || b.Type == workloadAttestorType && b.Name == binary.Name
+		switch {
+		case !b.Enabled && builtIn && b.Name == binary.Name:
+			return cli.Usage("", "line %d: plugin %s %q is needed; it cannot be switched off", b.Line, b.Type, b.Name)
+		case !b.Enabled:
+			if b.Type == nodeAttestorType && b.Name == wire.PluginName && !otherNodeAttestor(blocks) {
+				return cli.Usage("name another node attestor's program with plugin_cmd", "line %d: the agent needs a node attestor, and %q is switched off", b.Line, b.Name)
+			}
+			continue
+		case !builtIn && b.Cmd == "":
+			return cli.Usage(fmt.Sprintf("built in are NodeAttestor %q and WorkloadAttestor %q; plugin_cmd names the program of any other", wire.PluginName, binary.Name),
 				"line %d: there is no plugin %s %q", b.Line, b.Type, b.Name)
+		}
+		switch {
+		case b.Type == nodeAttestorType && p.node.Name != "":
+			return cli.Usage("leave one of the two out", "line %d: a second node attestor, %q beside %q", b.Line, b.Name, p.node.Name)
+		case b.Type == nodeAttestorType:
+			p.node = b
+		case b.Type == workloadAttestorType && b.Name == binary.Name:
+			p.binary = b
+		case b.Type == workloadAttestorType:
+			p.others = append(p.others, b)
+		default:
+			return cli.Usage("an agent loads NodeAttestor and WorkloadAttestor plugins", "line %d: plugins of type %s are not loaded", b.Line, b.Type)
+		}
+	}
+	// Selectors are told apart by their type, which is the plugin's name.
+	for _, b := range p.others {
+		if b.Name == p.node.Name || b.Name == wire.PluginName || b.Name == "spiffe_id" {
+			return cli.Usage("give it another name", "line %d: selectors of a workload attestor named %q would pass for those of nodes", b.Line, b.Name)
 		}
 	}
 	return nil
 }
 
-// nodeAttestor is the HCL for the node attestor: the file's keys, then a line
-// for each field that the file does not set.
-func (p *PluginConfig) nodeAttestor() (string, error) {
+func otherNodeAttestor(blocks []config.Plugin) bool {
+	return slices.ContainsFunc(blocks, func(b config.Plugin) bool {
+		return b.Type == nodeAttestorType && b.Name != wire.PluginName && b.Enabled
+	})
+}
+
+// block returns the block of a plugin; a built-in one needs none.
+func (p *PluginConfig) block(typ, name string) (config.Plugin, bool) {
+	switch {
+	case typ == nodeAttestorType && (name == p.node.Name || p.node.Name == "" && name == wire.PluginName):
+		b := p.node
+		b.Type, b.Name = typ, name
+		return b, true
+	case typ == workloadAttestorType && name == binary.Name:
+		return p.binary, true
+	case typ == workloadAttestorType:
+		for _, b := range p.others {
+			if b.Name == name {
+				return b, true
+			}
+		}
+	}
+	return config.Plugin{}, false
+}
+
+// programs names what is run for which plugin, for comparison.
+func (p *PluginConfig) programs() string {
+	var b strings.Builder
+	for _, x := range append([]config.Plugin{p.node, p.binary}, p.others...) {
+		if x.Cmd != "" {
+			fmt.Fprintf(&b, "%q %q %q %q %q\n", x.Type, x.Name, x.Cmd, x.Args, x.Checksum)
+		}
+	}
+	return b.String()
+}
+
+// data is what a plugin is configured with. For tpmnode that is the file's
+// keys, then a line for each field that the file does not set.
+func (p *PluginConfig) data(block config.Plugin) (string, error) {
+	if block.Type != nodeAttestorType || block.Name != wire.PluginName {
+		return block.Data, nil
+	}
 	var set map[string]any
-	if err := hcl.Decode(&set, p.nodeData); err != nil {
+	if err := hcl.Decode(&set, block.Data); err != nil {
 		return "", fmt.Errorf("plugin_data of %s: %w", wire.PluginName, err)
 	}
 	b := &strings.Builder{}
-	b.WriteString(p.nodeData + "\n")
+	b.WriteString(block.Data + "\n")
 	for _, kv := range [][2]string{
 		{"tpm_path", p.TPM},
 		{"data_dir", p.DataDir},

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
@@ -15,6 +19,7 @@ import (
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/config"
 	"github.com/rootlink/rootlink/internal/tpm"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
@@ -23,14 +28,23 @@ import (
 
 // Plugins are what the agent reaches the TPM and the workloads through.
 type Plugins struct {
-	NodeAttestor     nodeattestorv1.NodeAttestorClient
-	Quoter           identity.Quoter
+	NodeAttestor    nodeattestorv1.NodeAttestorClient
+	AttestationType string          // the node attestor's name
+	Quoter          identity.Quoter // nil when the node attestor serves none
+	// WorkloadAttestor is "binary", which measures the executable.
 	WorkloadAttestor workloadattestorv1.WorkloadAttestorClient
 
-	loaded []*catalog.Plugin
+	others []namedAttestor
+	loaded []loadedPlugin
 }
 
-// LoadPlugins loads and configures the built-in plugins.
+// loadedPlugin is a plugin with the block that it came from.
+type loadedPlugin struct {
+	*catalog.Plugin
+	block config.Plugin // zero for a built-in one that no block names
+}
+
+// LoadPlugins loads and configures the plugins.
 func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plugins, err error) {
 	p := &Plugins{}
 	defer func() {
@@ -38,22 +52,29 @@ func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plug
 			p.Close()
 		}
 	}()
-	data, err := c.nodeAttestor()
-	if err != nil {
-		return nil, err
-	}
 	// The workload attestor first: that we lack a capability should not wait
 	// for a slow TPM.
-	if err := p.loadWorkloadAttestor(ctx, c.TrustDomain, c.workloadData, log); err != nil {
+	if err := p.loadWorkloadAttestor(ctx, c.TrustDomain, c.binary, log); err != nil {
 		return nil, hinted(err)
 	}
-	if err := p.loadNodeAttestor(ctx, c, data, log); err != nil {
+	for _, b := range c.others {
+		l, err := p.load(ctx, b, nil, b.Data, c.TrustDomain, log)
+		if err != nil {
+			return nil, hinted(err)
+		}
+		client, err := l.WorkloadAttestor()
+		if err != nil {
+			return nil, err
+		}
+		p.others = append(p.others, namedAttestor{b.Name, client})
+	}
+	if err := p.loadNodeAttestor(ctx, c, log); err != nil {
 		return nil, hinted(err)
 	}
 	return p, nil
 }
 
-// hinted gives a plugin's refusal of its configuration an exit code and its hint.
+// hinted gives what is wrong with a plugin an exit code and its hint.
 func hinted(err error) error {
 	if e, ok := errors.AsType[*catalog.ConfigureError](err); ok {
 		code := cli.ExitInternal
@@ -62,59 +83,130 @@ func hinted(err error) error {
 		}
 		return cli.Fail(code, err, e.Hint)
 	}
+	if hint := catalog.Hint(err); hint != "" {
+		return cli.Fail(cli.ExitInternal, err, hint)
+	}
 	return err
 }
 
 // Close ends them.
 func (p *Plugins) Close() error {
+	errs := make([]error, len(p.loaded))
+	var wg sync.WaitGroup
+	for i, l := range p.loaded {
+		wg.Go(func() { errs[i] = l.Close() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// Health says whether every plugin runs.
+func (p *Plugins) Health() error {
 	var errs []error
 	for _, l := range p.loaded {
-		errs = append(errs, l.Close())
+		errs = append(errs, l.Health())
 	}
 	return errors.Join(errs...)
 }
 
-func (p *Plugins) load(ctx context.Context, b catalog.BuiltIn, trustDomain, hcl string, log *slog.Logger) (*catalog.Plugin, error) {
-	l, err := catalog.LoadBuiltIn(ctx, b, catalog.Options{TrustDomain: trustDomain, Log: log})
+// load starts the plugin of a block, external if the block names a program and
+// b otherwise.
+func (p *Plugins) load(ctx context.Context, block config.Plugin, b *catalog.BuiltIn, hcl, trustDomain string, log *slog.Logger) (*catalog.Plugin, error) {
+	l, err := catalog.Load(ctx, catalog.Config{
+		Type: block.Type, Name: block.Name, Cmd: block.Cmd, Args: block.Args, Checksum: block.Checksum,
+		Env:  []string{wire.HostVariable + "=" + wire.HostAgent},
+		Data: hcl, BuiltIn: b,
+	}, catalog.Options{TrustDomain: trustDomain, Log: log, HostServices: []pluginsdk.ServiceServer{catalog.Metrics(nil)}})
 	if err != nil {
 		return nil, err
 	}
-	p.loaded = append(p.loaded, l)
-	return l, l.Configure(ctx, hcl)
+	p.loaded = append(p.loaded, loadedPlugin{l, block})
+	return l, nil
 }
 
-func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain, hcl string, log *slog.Logger) error {
+func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain string, block config.Plugin, log *slog.Logger) error {
+	block.Type, block.Name = workloadAttestorType, binary.Name
 	impl := binary.New()
-	l, err := p.load(ctx, catalog.BuiltIn{
-		Name:     binary.Name,
+	l, err := p.load(ctx, block, &catalog.BuiltIn{
 		Plugin:   workloadattestorv1.WorkloadAttestorPluginServer(impl),
 		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl)},
-	}, trustDomain, hcl, log)
+	}, block.Data, trustDomain, log)
 	if err == nil {
 		p.WorkloadAttestor, err = l.WorkloadAttestor()
 	}
 	return err
 }
 
-func (p *Plugins) loadNodeAttestor(ctx context.Context, c PluginConfig, hcl string, log *slog.Logger) error {
-	impl := nodeagent.New(c.nodeOptions...)
-	l, err := p.load(ctx, catalog.BuiltIn{
-		Name:     wire.PluginName,
-		Plugin:   nodeattestorv1.NodeAttestorPluginServer(impl),
-		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl), wire.QuoterService(impl)},
-	}, c.TrustDomain, hcl, log)
+func (p *Plugins) loadNodeAttestor(ctx context.Context, c PluginConfig, log *slog.Logger) error {
+	block := c.node
+	if block.Name == "" {
+		block.Type, block.Name = nodeAttestorType, wire.PluginName
+	}
+	hcl, err := c.data(block)
 	if err != nil {
 		return err
 	}
+	impl := nodeagent.New(c.nodeOptions...)
+	plugin, services := impl.Servers()
+	l, err := p.load(ctx, block, &catalog.BuiltIn{Plugin: plugin, Services: services}, hcl, c.TrustDomain, log)
+	if err != nil {
+		return err
+	}
+	p.AttestationType = block.Name
 	if p.NodeAttestor, err = l.AgentNodeAttestor(); err != nil {
 		return err
 	}
 	q := new(wire.QuoterClient)
-	if err := l.Bind(q); err != nil {
+	switch err := l.Bind(q); {
+	case err == nil:
+		p.Quoter = q
+	case errors.Is(err, catalog.ErrNoService):
+		log.Warn("this node attestor gives no quotes: no SVID here carries evidence, and `rootlink run` cannot sign with any",
+			"plugin", block.Name, "hint", "the built-in tpmnode does, and rootlink-tpmnode of this version as an external plugin")
+	default:
 		return err
 	}
-	p.Quoter = q
 	return nil
+}
+
+// reload gives each plugin its data of the file as it is now, where it changed.
+// What is wrong is logged: the plugin keeps what it has.
+func (p *Plugins) reload(ctx context.Context, c PluginConfig, log *slog.Logger) {
+	if c.Reread == nil {
+		log.Warn("asked to read the configuration file again, and there is none")
+		return
+	}
+	blocks, err := c.Reread()
+	next := PluginConfig{
+		TrustDomain: c.TrustDomain, DataDir: c.DataDir, TPM: c.TPM, AllowShared: c.AllowShared, EventLog: c.EventLog, IMALog: c.IMALog,
+	}
+	if err == nil {
+		err = next.Override(blocks)
+	}
+	if err != nil {
+		log.Error("configuration file not taken; the plugins keep what they have", "error", err, "hint", cli.HintOf(err))
+		return
+	}
+	if next.programs() != c.programs() {
+		log.Warn("plugins came, went or run another program in the configuration file: that takes effect when the agent is started again")
+	}
+	for i := range p.loaded {
+		l := &p.loaded[i]
+		block, ok := next.block(l.Type(), l.Name())
+		if !ok || block.Data == l.block.Data {
+			continue
+		}
+		hcl, err := next.data(block)
+		if err == nil {
+			err = l.Configure(ctx, hcl)
+		}
+		if err != nil {
+			log.Error("new plugin_data not taken; the plugin keeps what it has", "plugin", l.Name(), "error", err, "hint", catalog.Hint(err))
+			continue
+		}
+		l.block.Data = block.Data
+		log.Info("new plugin_data taken", "plugin", l.Name())
+	}
 }
 
 // RunWith loads the plugins and runs the agent.
@@ -125,6 +217,10 @@ func (a *Agent) RunWith(ctx context.Context, c PluginConfig) error {
 		return err
 	}
 	defer unlock()
+	// From here on, so that it never has its default effect, which is to end us.
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGUSR1)
+	defer signal.Stop(again)
 	plugins, err := LoadPlugins(ctx, c, a.cfg.Log)
 	if err != nil {
 		return err
@@ -136,5 +232,20 @@ func (a *Agent) RunWith(ctx context.Context, c PluginConfig) error {
 	if a.cfg.IMALog = c.log(c.IMALog); a.cfg.IMALog == "" {
 		a.cfg.IMALog = tpm.DefaultIMALogPath
 	}
-	return errors.Join(a.Run(ctx, plugins), plugins.Close())
+	rctx, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-again:
+				plugins.reload(rctx, c, a.cfg.Log)
+			case <-rctx.Done():
+				return
+			}
+		}
+	})
+	err = a.Run(ctx, plugins)
+	stop()
+	wg.Wait()
+	return errors.Join(err, plugins.Close())
 }

@@ -20,6 +20,7 @@ type Config struct {
 	// working directory: $PATH is never searched. Empty for a built-in one.
 	Cmd  string
 	Args []string
+	Env  []string // "NAME=value", beside what the host's own has
 	// Checksum is the SHA-256 of the program in hex. Without one any program at
 	// that path is run, and a warning names the digest to pin.
 	Checksum string
@@ -63,6 +64,20 @@ func (c *Config) check(o Options) (sum *[sha256.Size]byte, err error) {
 		return fail("%s %q: plugin_checksum is not a SHA-256 in hex", c.Type, c.Name)
 	}
 	return sum, nil
+}
+
+// Hint says what to do about an error of Load, Start or Configure, or "".
+func Hint(err error) string {
+	if e, ok := errors.AsType[*ConfigureError](err); ok {
+		return e.Hint
+	}
+	switch {
+	case errors.Is(err, ErrChecksum):
+		return "if the program was replaced on purpose, pin the new one: plugin_checksum is what sha256sum prints"
+	case errors.Is(err, ErrOpenProgram):
+		return "chmod o-w it and have root or the daemon's user own it, or pin it with plugin_checksum"
+	}
+	return ""
 }
 
 // Load starts a plugin and gives it its configuration. An external plugin that

@@ -56,7 +56,7 @@ func startProcess(ctx context.Context, c Config, prog *program, o Options, out *
 		SyncStdout:       out.lines(), SyncStderr: out.lines(),
 		GRPCDialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage))},
 		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
-			prog.env = spec.Env
+			prog.env = append(spec.Env, c.Env...)
 			return prog, nil
 		},
 	})

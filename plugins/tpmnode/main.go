@@ -13,6 +13,7 @@ import (
 	"github.com/rootlink/rootlink/plugins/tpmnode/composer"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
 
 const usage = `usage: rootlink-tpmnode agent|server|composer
@@ -42,7 +43,11 @@ func main() {
 	}
 	switch os.Args[1] {
 	case "agent":
-		plugin, services := nodeagent.New().ExternalServers()
+		p := nodeagent.New()
+		plugin, services := p.ExternalServers()
+		if os.Getenv(wire.HostVariable) == wire.HostAgent {
+			plugin, services = p.Servers()
+		}
 		pluginmain.Serve(plugin, services...)
 	case "server":
 		plugin, services := nodeserver.New(nodeserver.Options{}).Servers()

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -36,7 +35,9 @@ const (
 type Config struct {
 	Keeper   *identity.Keeper
 	Issuer   *identity.Issuer
-	Attestor workloadattestorv1.WorkloadAttestorClient
+	Attestor measured.Attestor
+	// Health is what else must be well for SERVING; may be nil.
+	Health func() error
 	// RecorderGID is the group that the recorder is installed setgid to; 0 when
 	// there is none, and then no recorder counts as protected.
 	RecorderGID uint32
@@ -67,7 +68,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Keeper == nil || cfg.Issuer == nil || cfg.Attestor == nil || cfg.Log == nil {
 		return nil, errors.New("endpoint: incomplete configuration")
 	}
-	s := &Server{cfg: cfg, attestor: measured.FromPlugin(cfg.Attestor)}
+	s := &Server{cfg: cfg, attestor: cfg.Attestor}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(measured.Credentials()),
@@ -156,13 +157,21 @@ func (s *Server) recovered(method string, err *error) {
 	}
 }
 
-// Check says SERVING once the agent is attested and has synced.
+// healthEvery is how often a watcher's health is looked at when no view changes.
+const healthEvery = time.Second
+
+// Check says SERVING once the agent is attested and has synced, and while its
+// plugins run.
 func (s *Server) Check(_ context.Context, req *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
 	if req.GetService() != "" {
 		return nil, status.Error(codes.NotFound, "unknown service")
 	}
 	st := healthpb.HealthCheckResponse_SERVING
-	if _, err := s.cfg.Keeper.View(); err != nil {
+	_, err := s.cfg.Keeper.View()
+	if err == nil && s.cfg.Health != nil {
+		err = s.cfg.Health()
+	}
+	if err != nil {
 		st = healthpb.HealthCheckResponse_NOT_SERVING
 	}
 	return &healthpb.HealthCheckResponse{Status: st}, nil
@@ -171,6 +180,8 @@ func (s *Server) Check(_ context.Context, req *healthpb.HealthCheckRequest) (*he
 // Watch sends the state now and whenever it changes.
 func (s *Server) Watch(req *healthpb.HealthCheckRequest, stream healthpb.Health_WatchServer) error {
 	last := healthpb.HealthCheckResponse_UNKNOWN
+	t := time.NewTicker(healthEvery)
+	defer t.Stop()
 	for {
 		changed := s.cfg.Keeper.Changed()
 		r, err := s.Check(stream.Context(), req)
@@ -187,6 +198,7 @@ func (s *Server) Watch(req *healthpb.HealthCheckRequest, stream healthpb.Health_
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
 		case <-changed:
+		case <-t.C:
 		}
 	}
 }

@@ -25,6 +25,10 @@ type Quoter interface {
 // ErrNoEvidence means that this server takes no evidence: a stock SPIRE server.
 var ErrNoEvidence = errors.New("the server does not issue SVIDs with evidence (it is a stock SPIRE server)")
 
+// ErrNoQuoter means that nothing here can have a TPM quote: the node attestor is
+// an external plugin that serves no Quoter.
+var ErrNoQuoter = status.Error(codes.FailedPrecondition, "this agent's node attestor is an external plugin without a TPM's quotes, so there is no evidence")
+
 // Leaf is what evidence is asked to commit to; the rest of the leaf is the
 // agent's own.
 type Leaf struct {
@@ -54,6 +58,9 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	}
 	if view.Stock {
 		return nil, ErrNoEvidence
+	}
+	if i.quoter == nil {
+		return nil, ErrNoQuoter
 	}
 	nonce, err := i.nonces.get(ctx)
 	if err != nil {

@@ -102,7 +102,7 @@ func (n *Node) attestOn(ctx context.Context, conn *grpc.ClientConn, csr []byte, 
 	if err != nil {
 		return nil, err
 	}
-	if !stock {
+	if !stock && n.cfg.AttestationType == wire.PluginName {
 		// On the call to the server and on the call to the plugin.
 		ctx = wire.WithAgentKey(ctx, keyHash)
 	}
@@ -159,7 +159,7 @@ func (n *Node) converse(ctx context.Context, conn *grpc.ClientConn, csr []byte) 
 		return nil
 	}
 	err = send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data:   &types.AttestationData{Type: wire.PluginName, Payload: first.GetPayload()},
+		Data:   &types.AttestationData{Type: n.cfg.AttestationType, Payload: first.GetPayload()},
 		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
 	}}})
 	if err != nil {
@@ -212,8 +212,8 @@ func (n *Node) newSession(key *ecdsa.PrivateKey, keyHash [32]byte, svid *types.X
 	if err != nil {
 		return nil, fmt.Errorf("agent SVID: %w", err)
 	}
-	if id.TrustDomain() != n.cfg.TrustDomain || !strings.HasPrefix(id.Path(), "/spire/agent/"+wire.PluginName+"/") {
-		return nil, fmt.Errorf("server issued %q, which is not an agent ID of node attestation %s", id, wire.PluginName)
+	if id.TrustDomain() != n.cfg.TrustDomain || !strings.HasPrefix(id.Path(), "/spire/agent/"+n.cfg.AttestationType+"/") {
+		return nil, fmt.Errorf("server issued %q, which is not an agent ID of node attestation %s", id, n.cfg.AttestationType)
 	}
 	cert := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, c := range chain {

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/rootlink/rootlink/internal/agent/notify"
+	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
 
 const (
@@ -50,8 +51,10 @@ type Config struct {
 	Server       string // host:port
 	Trust        *Trust
 	NodeAttestor nodeattestorv1.NodeAttestorClient
-	Log          *slog.Logger
-	Now          func() time.Time
+	// AttestationType is the node attestor's name; empty: tpmnode.
+	AttestationType string
+	Log             *slog.Logger
+	Now             func() time.Time
 }
 
 // Node is this machine at its server.
@@ -82,6 +85,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.AttestationType == "" {
+		cfg.AttestationType = wire.PluginName
 	}
 	return &Node{
 		cfg:       cfg,

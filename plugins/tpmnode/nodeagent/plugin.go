@@ -88,8 +88,8 @@ func (p *Plugin) Servers() (pluginsdk.PluginServer, []pluginsdk.ServiceServer) {
 	return plugin, append(services, wire.QuoterService(p))
 }
 
-// ExternalServers returns what an external plugin serves. The Quoter is for an
-// agent in the same process, which measures what it asks quotes for.
+// ExternalServers returns what an external plugin serves to a stock SPIRE. The
+// Quoter is for our agent, which measures what it asks quotes for.
 func (p *Plugin) ExternalServers() (pluginsdk.PluginServer, []pluginsdk.ServiceServer) {
 	return nodeattestorv1.NodeAttestorPluginServer(p), []pluginsdk.ServiceServer{configv1.ConfigServiceServer(p)}
 }

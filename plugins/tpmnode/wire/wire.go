@@ -23,6 +23,13 @@ const (
 	// not show the CSR to plugins, so a stock SPIRE never sets it.
 	AgentKeyMetadata = "rootlink-agent-key-bin"
 
+	// HostVariable is set to HostAgent in the environment of an external plugin
+	// by our own agent, which measures what it asks quotes for and so is served
+	// the Quoter. It is no secret: whoever can start the plugin with it can also
+	// open the TPM and the attestation key.
+	HostVariable = "ROOTLINK_PLUGIN_HOST"
+	HostAgent    = "rootlink-agent"
+
 	// agentPath precedes the EK hash in an agent's SPIFFE ID.
 	agentPath = "/spire/agent/" + PluginName + "/"
 )
