@@ -34,7 +34,9 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		runCommand(),
 		cli.Group("tpm", "Look at this machine's TPM", tpmInfoCommand()),
-		cli.Group("api", "Call the Workload API of a running agent", cli.Group("fetch", "Fetch what this program is entitled to", fetchX509Command(), fetchJWTCommand())),
+		cli.Group("api", "Call the Workload API of a running agent",
+			cli.Group("fetch", "Fetch what this program is entitled to", fetchX509Command(), fetchJWTCommand()),
+			cli.Group("validate", "Have the agent validate what somebody else shows", validateJWTCommand())),
 		healthcheckCommand(),
 	)
 	return root

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -20,9 +21,16 @@ func bundleCommand(at *location) *cobra.Command {
 }
 
 type bundleJSON struct {
-	TrustDomain     string   `json:"trust_domain"`
-	SequenceNumber  uint64   `json:"sequence_number"`
-	X509Authorities []string `json:"x509_authorities"` // PEM
+	TrustDomain     string    `json:"trust_domain"`
+	SequenceNumber  uint64    `json:"sequence_number"`
+	X509Authorities []string  `json:"x509_authorities"` // PEM
+	JWTAuthorities  []jwkJSON `json:"jwt_authorities"`
+}
+
+type jwkJSON struct {
+	KeyID     string     `json:"kid"`
+	PublicKey string     `json:"public_key"` // PEM
+	ExpiresAt *time.Time `json:"expires_at"`
 }
 
 func bundleShow(at *location) *cobra.Command {
@@ -45,9 +53,14 @@ func bundleShow(at *location) *cobra.Command {
 			_, err = fmt.Fprintf(c.OutOrStdout(), "%s\n", doc)
 			return err
 		}
-		out := bundleJSON{TrustDomain: b.TrustDomain, SequenceNumber: b.SequenceNumber, X509Authorities: []string{}}
+		out := bundleJSON{TrustDomain: b.TrustDomain, SequenceNumber: b.SequenceNumber, X509Authorities: []string{}, JWTAuthorities: []jwkJSON{}}
 		for _, a := range certs {
 			out.X509Authorities = append(out.X509Authorities, string(certPEM(a)))
+		}
+		for _, k := range b.JwtAuthorities {
+			out.JWTAuthorities = append(out.JWTAuthorities, jwkJSON{
+				k.KeyId, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.PublicKey})), when(k.ExpiresAt),
+			})
 		}
 		return emit(c, out, func(w io.Writer) error {
 			_, err := w.Write(certPEM(certs...))
@@ -57,13 +70,22 @@ func bundleShow(at *location) *cobra.Command {
 	return c
 }
 
-// bundleDocument is the SPIFFE bundle of X509-SVID §6.1.
+// bundleDocument is the SPIFFE bundle of X509-SVID §6.1 and JWT-SVID §6.1.
 func bundleDocument(b *types.Bundle, certs []*x509.Certificate) ([]byte, error) {
 	td, err := spiffeid.TrustDomainFromString(b.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
 	sb := spiffebundle.FromX509Authorities(td, certs)
+	for _, k := range b.JwtAuthorities {
+		key, err := x509.ParsePKIXPublicKey(k.PublicKey)
+		if err != nil {
+			return nil, fmt.Errorf("JWT authority %q in the bundle: %w", k.KeyId, err)
+		}
+		if err := sb.AddJWTAuthority(k.KeyId, key); err != nil {
+			return nil, fmt.Errorf("JWT authority %q in the bundle: %w", k.KeyId, err)
+		}
+	}
 	sb.SetSequenceNumber(b.SequenceNumber)
 	return sb.Marshal()
 }

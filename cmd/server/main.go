@@ -36,6 +36,7 @@ func newRoot() *cobra.Command {
 		agentCommand(&at),
 		bundleCommand(&at),
 		x509Command(&at),
+		jwtCommand(&at),
 		trustCommand(&at),
 		joinLineCommand(&at),
 		healthcheckCommand(&at),

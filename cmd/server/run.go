@@ -22,25 +22,26 @@ import (
 	"github.com/rootlink/rootlink/internal/tlog"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/envelope"
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 // runFlags are the settings of `run`; the same names with underscores are the
 // keys of server {} in the configuration file.
 type runFlags struct {
-	config, logLevel, logFormat                     string
-	expandEnv                                       bool
-	trustDomain, listen, httpListen, httpURL        string
-	log, logOrigin, witnessPolicy                   string
-	trustKeyPublic                                  string
-	ekRoots                                         []string
-	ekAllow, ekDeny                                 string
-	attestationCACert, attestationCAKey             string
-	evidencePatterns, parentPatterns                []string
-	quotePCRs, pcrSelectors                         []string
-	noEventLog, imaLog, refuseAKChange              bool
-	svidTTL, agentTTL, issuerTTL, caTTL, roundLimit cli.Duration
-	attestRate                                      float64
-	attestBurst, maxConns, maxConnsOfAddress        int
+	config, logLevel, logFormat                             string
+	expandEnv                                               bool
+	trustDomain, listen, httpListen, httpURL                string
+	log, logOrigin, witnessPolicy                           string
+	trustKeyPublic                                          string
+	ekRoots                                                 []string
+	ekAllow, ekDeny                                         string
+	attestationCACert, attestationCAKey                     string
+	evidencePatterns, parentPatterns                        []string
+	quotePCRs, pcrSelectors                                 []string
+	noEventLog, imaLog, refuseAKChange                      bool
+	svidTTL, jwtTTL, agentTTL, issuerTTL, caTTL, roundLimit cli.Duration
+	attestRate                                              float64
+	attestBurst, maxConns, maxConnsOfAddress                int
 }
 
 // pluginKeys are those of plugin_data of the built-in node attestor that are
@@ -78,6 +79,8 @@ func runCommand(at *location) *cobra.Command {
 	f.svidTTL, f.agentTTL, f.issuerTTL = cli.Duration(server.DefaultX509TTL), cli.Duration(server.DefaultAgentTTL), cli.Duration(server.MaxIssuerTTL)
 	f.caTTL, f.roundLimit = cli.Duration(server.DefaultAuthorityTTL), cli.Duration(server.DefaultRoundTimeout)
 	fs.Var(&f.svidTTL, "svid-ttl", "lifetime of SVIDs whose entry names none")
+	f.jwtTTL = cli.Duration(svid.DefaultJWTTTL)
+	fs.Var(&f.jwtTTL, "jwt-ttl", "lifetime of JWT-SVIDs whose entry names none, at most 24h")
 	fs.Var(&f.agentTTL, "agent-ttl", "lifetime of agents' SVIDs")
 	fs.Var(&f.issuerTTL, "issuer-ttl", "lifetime of SVIDs that sign one build step, at most 10m")
 	fs.Var(&f.caTTL, "ca-ttl", "lifetime of an authority")
@@ -146,7 +149,7 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 		AttestationCACert: f.attestationCACert, AttestationCAKey: f.attestationCAKey,
 		EvidencePatterns: f.evidencePatterns, ParentPatterns: f.parentPatterns,
 		NoEventLog: f.noEventLog, WantIMALog: f.imaLog, RefuseAKChange: f.refuseAKChange,
-		X509TTL: time.Duration(f.svidTTL), AgentTTL: time.Duration(f.agentTTL), IssuerTTL: time.Duration(f.issuerTTL),
+		X509TTL: time.Duration(f.svidTTL), JWTTTL: time.Duration(f.jwtTTL), AgentTTL: time.Duration(f.agentTTL), IssuerTTL: time.Duration(f.issuerTTL),
 		AuthorityTTL: time.Duration(f.caTTL), RoundTimeout: time.Duration(f.roundLimit),
 		AttestationRate: f.attestRate, AttestationBurst: f.attestBurst,
 		MaxConnections: f.maxConns, MaxConnectionsOfAddress: f.maxConnsOfAddress,
