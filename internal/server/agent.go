@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -114,6 +115,9 @@ func (a *agentService) agentID(p *types.SPIFFEID) (string, error) {
 	if err != nil {
 		return "", status.Errorf(codes.InvalidArgument, "invalid agent ID: %v", err)
 	}
+	if !strings.HasPrefix(id.Path(), "/spire/agent/") {
+		return "", status.Errorf(codes.InvalidArgument, "invalid agent ID: %q is not below /spire/agent/", id)
+	}
 	return id.String(), nil
 }
 
@@ -204,5 +208,6 @@ func (a *agentService) PostStatus(context.Context, *agentv1.PostStatusRequest) (
 }
 
 func (a *agentService) CreateJoinToken(context.Context, *agentv1.CreateJoinTokenRequest) (*types.JoinToken, error) {
-	return nil, status.Error(codes.Unimplemented, "this server attests nodes by their TPM only, there are no join tokens")
+	return nil, status.Error(codes.Unimplemented, "this server attests nodes by their TPM only, there are no join tokens; "+
+		"an agent of ours joins with the line that `rootlink-server join-line` prints, SPIRE's with the plugin tpmnode")
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rootlink/rootlink/internal/store"
+	"github.com/rootlink/rootlink/pkg/svid"
 )
 
 // Bounds on replies. A client takes 4 MiB at most, which is gRPC's default.
@@ -112,6 +114,9 @@ func (e *entryService) filter(f *entryv1.ListEntriesRequest_Filter) (func(*store
 		if err != nil {
 			return nil, err
 		}
+		if svid.Reserved(id) {
+			return nil, fmt.Errorf("SPIFFE ID %q: paths below /spire/ are reserved", id)
+		}
 		spiffeID = id.String()
 	}
 	if f.ByParentId != nil {
@@ -125,20 +130,49 @@ func (e *entryService) filter(f *entryv1.ListEntriesRequest_Filter) (func(*store
 	if err != nil {
 		return nil, err
 	}
-	if m := f.ByFederatesWith; m != nil && len(m.TrustDomains) == 0 {
-		return nil, errors.New("empty list of federated trust domains")
+	federates, err := e.federatesMatch(f.ByFederatesWith)
+	if err != nil {
+		return nil, err
 	}
+	hint := f.ByHint.GetValue() // empty: any
 	return func(x *store.Entry) bool {
 		switch {
 		case spiffeID != "" && x.SPIFFEID != spiffeID,
 			parentID != "" && x.ParentID != parentID,
-			f.ByHint != nil && x.Hint != f.ByHint.Value,
-			f.ByDownstream != nil && x.Downstream != f.ByDownstream.Value,
-			f.ByFederatesWith != nil: // no entry federates
+			hint != "" && x.Hint != hint,
+			f.ByDownstream != nil && x.Downstream != f.ByDownstream.Value:
 			return false
 		}
-		return selectors(x.Selectors)
+		return selectors(x.Selectors) && federates(x.FederatesWith)
 	}, nil
+}
+
+// federatesMatch returns whether the trust domains that an entry federates with
+// meet a filter; a nil filter matches everything.
+func (e *entryService) federatesMatch(m *types.FederatesWithMatch) (func([]string) bool, error) {
+	if m == nil {
+		return func([]string) bool { return true }, nil
+	}
+	if len(m.TrustDomains) == 0 {
+		return nil, errors.New("empty list of federated trust domains")
+	}
+	want, err := trustDomains(m.TrustDomains)
+	if err != nil {
+		return nil, err
+	}
+	switch m.Match {
+	case types.FederatesWithMatch_MATCH_EXACT:
+		return func(have []string) bool { return slices.Equal(have, want) }, nil
+	case types.FederatesWithMatch_MATCH_SUBSET:
+		return func(have []string) bool { return len(have) > 0 && contains(want, have) }, nil
+	case types.FederatesWithMatch_MATCH_SUPERSET:
+		return func(have []string) bool { return contains(have, want) }, nil
+	case types.FederatesWithMatch_MATCH_ANY:
+		return func(have []string) bool {
+			return slices.ContainsFunc(want, func(s string) bool { return slices.Contains(have, s) })
+		}, nil
+	}
+	return nil, errors.New("unknown federates-with match behavior")
 }
 
 func (e *entryService) GetEntry(ctx context.Context, req *entryv1.GetEntryRequest) (*types.Entry, error) {
@@ -156,6 +190,9 @@ func (e *entryService) GetEntry(ctx context.Context, req *entryv1.GetEntryReques
 }
 
 func (e *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreateEntryRequest) (*entryv1.BatchCreateEntryResponse, error) {
+	if err := answerable(req, len(req.Entries)); err != nil {
+		return nil, err
+	}
 	resp := &entryv1.BatchCreateEntryResponse{Results: make([]*entryv1.BatchCreateEntryResponse_Result, len(req.Entries))}
 	var good []store.Entry
 	var index []int
@@ -198,7 +235,7 @@ func (e *entryService) newEntry(p *types.Entry) (*store.Entry, error) {
 	x := new(store.Entry)
 	if p.Id != "" {
 		if len(p.Id) > maxEntryID || !entryID.MatchString(p.Id) {
-			return nil, badEntry("entry ID %q is too long or has characters other than letters, digits and ._-", p.Id)
+			return nil, badEntry("entry ID %.64q is too long or has characters other than letters, digits and ._-", p.Id)
 		}
 		x.ID = p.Id
 	}
@@ -206,6 +243,9 @@ func (e *entryService) newEntry(p *types.Entry) (*store.Entry, error) {
 }
 
 func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchUpdateEntryRequest) (*entryv1.BatchUpdateEntryResponse, error) {
+	if err := answerable(req, len(req.Entries)); err != nil {
+		return nil, err
+	}
 	resp := new(entryv1.BatchUpdateEntryResponse)
 	for _, p := range req.Entries {
 		r := new(entryv1.BatchUpdateEntryResponse_Result)
@@ -235,6 +275,9 @@ func (e *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchU
 }
 
 func (e *entryService) BatchDeleteEntry(ctx context.Context, req *entryv1.BatchDeleteEntryRequest) (*entryv1.BatchDeleteEntryResponse, error) {
+	if err := answerable(req, len(req.Ids)); err != nil {
+		return nil, err
+	}
 	resp := new(entryv1.BatchDeleteEntryResponse)
 	for _, id := range req.Ids {
 		r := &entryv1.BatchDeleteEntryResponse_Result{Id: id, Status: okStatus()}
@@ -253,6 +296,22 @@ func (e *entryService) BatchDeleteEntry(ctx context.Context, req *entryv1.BatchD
 		}
 	}
 	return resp, nil
+}
+
+// itemOverhead is what the answer to one item of a batch holds beside what was
+// sent, in bytes: an ID, a status, a revision and times.
+const itemOverhead = 128
+
+// maxReply is what a client takes, in bytes: gRPC's default.
+const maxReply = 4 << 20
+
+// answerable fails when the answer to a batch could be too large for the
+// client. It would be done, and nobody told.
+func answerable(req proto.Message, items int) error {
+	if size := proto.Size(req) + items*itemOverhead; size > maxReply {
+		return status.Errorf(codes.ResourceExhausted, "a batch of %d items is too large for its answer: send it in parts", items)
+	}
+	return nil
 }
 
 func okStatus() *types.Status { return &types.Status{Code: int32(codes.OK), Message: "OK"} }

@@ -158,6 +158,9 @@ func (s *Server) setEntry(e *store.Entry, p *types.Entry, mask *types.EntryMask)
 		}
 	}
 	if mask.DnsNames {
+		if n := len(p.DnsNames); n > svid.MaxDNSNames {
+			return badEntry("%d DNS names, at most %d allowed", n, svid.MaxDNSNames)
+		}
 		for _, n := range p.DnsNames {
 			if err := svid.CheckDNSName(n); err != nil {
 				return badEntry("%w", err)
@@ -183,6 +186,14 @@ const maxFederates = 100
 // federates reads the trust domains that an entry federates with, each named or
 // written as an ID, and returns their names, sorted and each once.
 func (s *Server) federates(in []string) ([]string, error) {
+	out, err := trustDomains(in)
+	if err == nil && slices.Contains(out, s.cfg.td.Name()) {
+		return nil, fmt.Errorf("%q is this trust domain itself", s.cfg.td.Name())
+	}
+	return out, err
+}
+
+func trustDomains(in []string) ([]string, error) {
 	if len(in) > maxFederates {
 		return nil, fmt.Errorf("%d trust domains, at most %d allowed", len(in), maxFederates)
 	}
@@ -191,9 +202,6 @@ func (s *Server) federates(in []string) ([]string, error) {
 		td, err := bundles.TrustDomain(name)
 		if err != nil {
 			return nil, err
-		}
-		if td == s.cfg.td {
-			return nil, fmt.Errorf("%q is this trust domain itself", td.Name())
 		}
 		out = append(out, td.Name())
 	}
@@ -257,6 +265,10 @@ func (s *Server) memberID(p *types.SPIFFEID) (spiffeid.ID, error) {
 	if p == nil {
 		return spiffeid.ID{}, errors.New("is missing")
 	}
+	// First, so that no error repeats megabytes.
+	if n := len("spiffe://") + len(p.TrustDomain) + len(p.Path); n > attest.MaxName {
+		return spiffeid.ID{}, fmt.Errorf("is %d bytes long, a SPIFFE ID has at most %d", n, attest.MaxName)
+	}
 	td, err := spiffeid.TrustDomainFromString(p.TrustDomain)
 	if err != nil {
 		return spiffeid.ID{}, err
@@ -302,10 +314,10 @@ func selectorsFromProto(in []*types.Selector) ([]store.Selector, error) {
 		switch {
 		case s.Type == "" || s.Value == "":
 			return nil, errors.New("selector without type or value")
-		case strings.Contains(s.Type, ":"):
-			return nil, fmt.Errorf("selector type %q contains ':'", s.Type)
 		case len(s.Type)+1+len(s.Value) > attest.MaxSelector:
 			return nil, fmt.Errorf("selector of %d bytes, at most %d allowed", len(s.Type)+1+len(s.Value), attest.MaxSelector)
+		case strings.Contains(s.Type, ":"):
+			return nil, fmt.Errorf("selector type %q contains ':'", s.Type)
 		case strings.ContainsFunc(s.Type+s.Value, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\ufffd' }):
 			return nil, fmt.Errorf("selector %q contains control characters or is not UTF-8", s)
 		case s.Type == "binary" && (binaryDigest.MatchString(s.Value) || binaryRole.MatchString(s.Value)) && !binaryDigestFull.MatchString(s.Value):

@@ -34,8 +34,8 @@ func selectorMatch(m *types.SelectorMatch) (func([]store.Selector) bool, error) 
 	return nil, errors.New("unknown selector match behavior")
 }
 
-// contains reports whether every selector of sub is in set.
-func contains(set, sub []store.Selector) bool {
+// contains reports whether all of sub is in set.
+func contains[T comparable](set, sub []T) bool {
 	for _, s := range sub {
 		if !slices.Contains(set, s) {
 			return false

@@ -37,7 +37,7 @@ func (p Profile) String() string {
 
 // Limits on requests.
 const (
-	maxDNSNames = 64
+	MaxDNSNames = 64
 	MaxRSABits  = 4096
 )
 
@@ -84,8 +84,8 @@ func checkRequest(r *Request, td spiffeid.TrustDomain) error {
 	if err := checkKey(r); err != nil {
 		return err
 	}
-	if len(r.DNSNames) > maxDNSNames {
-		return fmt.Errorf("%w: %d DNS names, at most %d allowed", ErrRequest, len(r.DNSNames), maxDNSNames)
+	if len(r.DNSNames) > MaxDNSNames {
+		return fmt.Errorf("%w: %d DNS names, at most %d allowed", ErrRequest, len(r.DNSNames), MaxDNSNames)
 	}
 	for _, n := range r.DNSNames {
 		if err := CheckDNSName(n); err != nil {

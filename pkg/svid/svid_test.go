@@ -292,7 +292,7 @@ func TestRefusesRequests(t *testing.T) {
 		"SPKI of another key":    with(web, func(r *Request) { r.SPKI = request(t, Workload, "/web", forge.P256(t).Public()).SPKI }),
 		"bad DNS name":           with(web, func(r *Request) { r.DNSNames = []string{"a..b"} }),
 		"wildcard in the middle": with(web, func(r *Request) { r.DNSNames = []string{"a.*.example.org"} }),
-		"too many DNS names":     with(web, func(r *Request) { r.DNSNames = make([]string, maxDNSNames+1) }),
+		"too many DNS names":     with(web, func(r *Request) { r.DNSNames = make([]string, MaxDNSNames+1) }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := s.Prepare(r); !errors.Is(err, ErrRequest) {

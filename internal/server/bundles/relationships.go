@@ -28,7 +28,7 @@ func (Relationships) ListFederationRelationships(context.Context, *trustdomainv1
 }
 
 func (Relationships) GetFederationRelationship(context.Context, *trustdomainv1.GetFederationRelationshipRequest) (*types.FederationRelationship, error) {
-	return nil, noRelationships()
+	return nil, status.Error(codes.NotFound, "federation relationship does not exist")
 }
 
 func (Relationships) BatchCreateFederationRelationship(context.Context, *trustdomainv1.BatchCreateFederationRelationshipRequest) (*trustdomainv1.BatchCreateFederationRelationshipResponse, error) {
