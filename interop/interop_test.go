@@ -6,6 +6,7 @@ package interop
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"testing"
 
@@ -28,5 +29,6 @@ func TestMain(m *testing.M) {
 func TestPeers(t *testing.T) {
 	commands := spireCommands()
 	commands["page"] = cmdPage
+	maps.Copy(commands, spireCLICommands())
 	programs.Run(t, "testdata/*.txt", commands)
 }
