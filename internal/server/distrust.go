@@ -67,8 +67,16 @@ func (a *authorities) activateID(ctx context.Context, id string) error {
 func (a *authorities) distrust(ctx context.Context, id string, revoke bool) error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
+	i, err := a.set.Load().byID(id)
+	if err != nil {
+		return err
+	}
 	change, what := a.store.TaintAuthority, "tainted"
 	if revoke {
+		// Whoever holds an SVID under it would be cut off, agents too.
+		if i.TaintedAt.IsZero() {
+			return errNotTainted
+		}
 		change, what = a.store.RevokeAuthority, "revoked"
 	}
 	switch err := change(ctx, id, a.now()); {
@@ -85,6 +93,6 @@ func (a *authorities) distrust(ctx context.Context, id string, revoke bool) erro
 	if c := a.own.Load(); c != nil && fmt.Sprintf("%x", c.Leaf.AuthorityKeyId) == id {
 		a.own.Store(nil)
 	}
-	_, err := a.renewOwn()
+	_, err = a.renewOwn()
 	return err
 }

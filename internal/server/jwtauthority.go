@@ -55,7 +55,7 @@ func (s *jwtSet) keys(now time.Time) []*types.JWTKey {
 	var list []*types.JWTKey
 	for i := range s.all {
 		if a := &s.all[i]; svid.JWTNeeded(stageOf(a), now) {
-			list = append(list, &types.JWTKey{PublicKey: a.PublicKey, KeyId: a.ID, ExpiresAt: a.NotAfter.Unix()})
+			list = append(list, &types.JWTKey{PublicKey: a.PublicKey, KeyId: a.ID, ExpiresAt: a.NotAfter.Unix(), Tainted: !a.TaintedAt.IsZero()})
 		}
 	}
 	return list

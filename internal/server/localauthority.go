@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
@@ -67,61 +66,69 @@ func (l *localAuthorityService) PrepareX509Authority(ctx context.Context, _ *loc
 
 // ActivateX509Authority lets the prepared authority sign from now on.
 func (l *localAuthorityService) ActivateX509Authority(ctx context.Context, req *localauthorityv1.ActivateX509AuthorityRequest) (*localauthorityv1.ActivateX509AuthorityResponse, error) {
-	a, err := l.change(req.AuthorityId, func() error { return l.s.authorities.activateID(ctx, req.AuthorityId) })
+	a, err := l.x509(req.AuthorityId, func() error { return l.s.authorities.activateID(ctx, req.AuthorityId) })
 	if err != nil {
 		return nil, err
 	}
-	return &localauthorityv1.ActivateX509AuthorityResponse{ActivatedAuthority: stateToProto(a)}, nil
+	return &localauthorityv1.ActivateX509AuthorityResponse{ActivatedAuthority: a}, nil
 }
 
 // TaintX509Authority has what an old authority signed replaced.
 func (l *localAuthorityService) TaintX509Authority(ctx context.Context, req *localauthorityv1.TaintX509AuthorityRequest) (*localauthorityv1.TaintX509AuthorityResponse, error) {
-	a, err := l.change(req.AuthorityId, func() error {
+	a, err := l.x509(req.AuthorityId, func() error {
 		return l.s.authorities.distrust(ctx, req.AuthorityId, false)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &localauthorityv1.TaintX509AuthorityResponse{TaintedAuthority: stateToProto(a)}, nil
+	return &localauthorityv1.TaintX509AuthorityResponse{TaintedAuthority: a}, nil
 }
 
 // RevokeX509Authority takes an old authority out of the bundle: what it signed
 // verifies no more.
 func (l *localAuthorityService) RevokeX509Authority(ctx context.Context, req *localauthorityv1.RevokeX509AuthorityRequest) (*localauthorityv1.RevokeX509AuthorityResponse, error) {
-	a, err := l.change(req.AuthorityId, func() error {
+	a, err := l.x509(req.AuthorityId, func() error {
 		return l.s.authorities.distrust(ctx, req.AuthorityId, true)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &localauthorityv1.RevokeX509AuthorityResponse{RevokedAuthority: stateToProto(a)}, nil
+	return &localauthorityv1.RevokeX509AuthorityResponse{RevokedAuthority: a}, nil
 }
 
 // Outcomes of a change of one authority.
 var (
 	errNotPrepared = errors.New("only a prepared authority can be activated")
 	errNotOld      = errors.New("only an old authority can be tainted or revoked: prepare and activate another first")
+	errNotTainted  = errors.New("it is not tainted yet: what it signed would stop working before anybody has something newer")
 )
 
-// change runs f and returns the authority as it is then.
-func (l *localAuthorityService) change(id string, f func() error) (*AuthorityInfo, error) {
+// x509 runs f and returns the X.509 authority as it is then.
+func (l *localAuthorityService) x509(id string, f func() error) (*localauthorityv1.AuthorityState, error) {
+	if err := l.change(id, f); err != nil {
+		return nil, err
+	}
+	a, err := l.s.authorities.set.Load().byID(id)
+	if err != nil {
+		return nil, l.s.internal("change X.509 authority", err)
+	}
+	return stateToProto(&a), nil
+}
+
+// change runs f, and words what it returns.
+func (l *localAuthorityService) change(id string, f func() error) error {
 	if id == "" {
-		return nil, status.Error(codes.InvalidArgument, "no authority ID provided")
+		return status.Error(codes.InvalidArgument, "no authority ID provided")
 	}
 	switch err := f(); {
 	case errors.Is(err, store.ErrNotFound):
-		return nil, status.Error(codes.InvalidArgument, "unexpected authority ID: there is none of that ID")
-	case errors.Is(err, errNotPrepared), errors.Is(err, errNotOld):
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return status.Error(codes.InvalidArgument, "unexpected authority ID: there is none of that ID")
+	case errors.Is(err, errNotPrepared), errors.Is(err, errNotOld), errors.Is(err, errNotTainted):
+		return status.Error(codes.InvalidArgument, err.Error())
 	case err != nil:
-		return nil, l.s.internal("change X.509 authority", err)
+		return l.s.internal("change authority", err)
 	}
-	for _, a := range l.s.authorities.set.Load().all {
-		if svid.AuthorityID(a.Certificate) == id {
-			return &a, nil
-		}
-	}
-	return nil, l.s.internal("change X.509 authority", fmt.Errorf("%s is gone", id))
+	return nil
 }
 
 func noUpstream() error {
@@ -135,30 +142,4 @@ func (l *localAuthorityService) TaintX509UpstreamAuthority(context.Context, *loc
 
 func (l *localAuthorityService) RevokeX509UpstreamAuthority(context.Context, *localauthorityv1.RevokeX509UpstreamAuthorityRequest) (*localauthorityv1.RevokeX509UpstreamAuthorityResponse, error) {
 	return nil, noUpstream()
-}
-
-// The keys that sign JWT-SVIDs rotate by themselves.
-
-func noJWTControl() error {
-	return status.Error(codes.Unimplemented, "the keys that sign JWT-SVIDs rotate by themselves on this server; an administrator cannot prepare, activate or revoke one")
-}
-
-func (l *localAuthorityService) GetJWTAuthorityState(context.Context, *localauthorityv1.GetJWTAuthorityStateRequest) (*localauthorityv1.GetJWTAuthorityStateResponse, error) {
-	return nil, noJWTControl()
-}
-
-func (l *localAuthorityService) PrepareJWTAuthority(context.Context, *localauthorityv1.PrepareJWTAuthorityRequest) (*localauthorityv1.PrepareJWTAuthorityResponse, error) {
-	return nil, noJWTControl()
-}
-
-func (l *localAuthorityService) ActivateJWTAuthority(context.Context, *localauthorityv1.ActivateJWTAuthorityRequest) (*localauthorityv1.ActivateJWTAuthorityResponse, error) {
-	return nil, noJWTControl()
-}
-
-func (l *localAuthorityService) TaintJWTAuthority(context.Context, *localauthorityv1.TaintJWTAuthorityRequest) (*localauthorityv1.TaintJWTAuthorityResponse, error) {
-	return nil, noJWTControl()
-}
-
-func (l *localAuthorityService) RevokeJWTAuthority(context.Context, *localauthorityv1.RevokeJWTAuthorityRequest) (*localauthorityv1.RevokeJWTAuthorityResponse, error) {
-	return nil, noJWTControl()
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"slices"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -21,6 +22,7 @@ type JWTAuthority struct {
 	PreparedAt  time.Time
 	ActivatedAt time.Time // zero until then
 	RetiredAt   time.Time // zero until then
+	TaintedAt   time.Time // zero unless an operator distrusts it
 }
 
 // JWTAuthorities returns the JWT authorities that the bundle holds, oldest first.
@@ -37,11 +39,12 @@ func (s *Store) JWTAuthorities() (list []JWTAuthority, err error) {
 // durable by then.
 func (s *Store) AddJWTAuthority(ctx context.Context, a JWTAuthority) error {
 	a.State, a.ActivatedAt, a.RetiredAt = svid.Prepared, time.Time{}, time.Time{}
+	a.TaintedAt = time.Time{}
 	for _, t := range []*time.Time{&a.NotBefore, &a.NotAfter, &a.PreparedAt} {
 		*t = fromMillis(toMillis(*t))
 	}
 	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO jwt_authorities VALUES (?,?,?,?,?,?,?,0,0)`,
+		if _, err := tx.ExecContext(ctx, `INSERT INTO jwt_authorities VALUES (?,?,?,?,?,?,?,0,0,0)`,
 			a.ID, a.PublicKey, a.KeyFile, toMillis(a.NotBefore), toMillis(a.NotAfter), string(a.State), toMillis(a.PreparedAt)); err != nil {
 			return nil, err
 		}
@@ -85,6 +88,32 @@ func (s *Store) ActivateJWTAuthority(ctx context.Context, id string, at time.Tim
 	})
 }
 
+// TaintJWTAuthority notes that an authority is distrusted; the first time counts.
+func (s *Store) TaintJWTAuthority(ctx context.Context, id string, at time.Time) error {
+	return s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+		i := slices.IndexFunc(s.mem.jwtAuthorities, func(a *JWTAuthority) bool { return a.ID == id })
+		if i < 0 {
+			return nil, ErrNotFound
+		}
+		a := *s.mem.jwtAuthorities[i]
+		if !a.TaintedAt.IsZero() {
+			return nil, nil
+		}
+		ms := toMillis(at)
+		a.TaintedAt = fromMillis(ms)
+		if _, err := tx.ExecContext(ctx, `UPDATE jwt_authorities SET tainted_at = ? WHERE id = ?`, ms, id); err != nil {
+			return nil, err
+		}
+		if err := growSequence(ctx, tx); err != nil {
+			return nil, err
+		}
+		return func(m *memory) {
+			m.jwtAuthorities[i] = &a
+			m.bundleSequence++
+		}, nil
+	})
+}
+
 // DropJWTAuthority forgets an authority that is not active: unlike a
 // certificate's, its signatures are worth nothing once they have expired.
 func (s *Store) DropJWTAuthority(ctx context.Context, id string) error {
@@ -118,15 +147,16 @@ func growSequence(ctx context.Context, tx *sql.Tx) error {
 }
 
 func loadJWTAuthorities(ctx context.Context, tx *sql.Tx, m *memory) error {
-	return each(ctx, tx, `SELECT id, public_key, key_file, not_before, not_after, state, prepared_at, activated_at, retired_at FROM jwt_authorities ORDER BY rowid`,
+	return each(ctx, tx, `SELECT id, public_key, key_file, not_before, not_after, state, prepared_at, activated_at, retired_at, tainted_at FROM jwt_authorities ORDER BY rowid`,
 		func(rows *sql.Rows) error {
 			var a JWTAuthority
-			var notBefore, notAfter, prepared, activated, retired int64
-			if err := rows.Scan(&a.ID, &a.PublicKey, &a.KeyFile, &notBefore, &notAfter, &a.State, &prepared, &activated, &retired); err != nil {
+			var notBefore, notAfter, prepared, activated, retired, tainted int64
+			if err := rows.Scan(&a.ID, &a.PublicKey, &a.KeyFile, &notBefore, &notAfter, &a.State, &prepared, &activated, &retired, &tainted); err != nil {
 				return err
 			}
 			a.NotBefore, a.NotAfter = fromMillis(notBefore), fromMillis(notAfter)
 			a.PreparedAt, a.ActivatedAt, a.RetiredAt = fromMillis(prepared), fromMillis(activated), fromMillis(retired)
+			a.TaintedAt = fromMillis(tainted)
 			m.jwtAuthorities = append(m.jwtAuthorities, &a)
 			return nil
 		})

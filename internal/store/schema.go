@@ -122,6 +122,8 @@ CREATE TABLE jwt_authorities (
 	retired_at   INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX one_active_jwt_authority ON jwt_authorities (state) WHERE state = 'active';`,
+	`
+ALTER TABLE jwt_authorities ADD COLUMN tainted_at INTEGER NOT NULL DEFAULT 0; -- as of authorities`,
 }
 
 // certificatesVersion is the schema that has the table certificates.
