@@ -167,10 +167,10 @@ var (
 )
 
 func (s *spireSide) normal(text string) string {
-	text = numbered(uuid, text, "ID", &s.ids)
-	text = numbered(authority, text, "AUTHORITY", &s.authorities)
 	for _, n := range normal {
 		text = n.re.ReplaceAllString(text, n.by)
 	}
-	return text
+	// Last: keys and certificates may hold what looks like one.
+	text = numbered(uuid, text, "ID", &s.ids)
+	return numbered(authority, text, "AUTHORITY", &s.authorities)
 }
