@@ -14,6 +14,8 @@ import (
 
 const maxSourceFile = 64 << 10 // bytes of a file with certificates or witness keys
 
+const optionsHint = "such as FILE,operator=example.com"
+
 // sourceFlags name time sources that are not the server's own. The server
 // remembers them for later exports.
 type sourceFlags struct {
@@ -42,9 +44,9 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		}
 	}
 	for _, arg := range f.chains {
-		path, opts, err := options("--tsa-chain", arg, "operator", "uri")
+		path, opts, err := trustdoc.FileOptions(arg, "operator", "uri")
 		if err != nil {
-			return nil, err
+			return nil, cli.Usage(optionsHint, "--tsa-chain: %w", err)
 		}
 		rest, err := cli.ReadInput(path, maxSourceFile)
 		if err != nil {
@@ -59,9 +61,9 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		}
 	}
 	for _, arg := range f.witnesses {
-		path, opts, err := options("--witness", arg, "operator")
+		path, opts, err := trustdoc.FileOptions(arg, "operator")
 		if err != nil {
-			return nil, err
+			return nil, cli.Usage(optionsHint, "--witness: %w", err)
 		}
 		raw, err := cli.ReadInput(path, maxSourceFile)
 		if err != nil {
@@ -79,22 +81,4 @@ func (f *sourceFlags) json(c *cobra.Command) ([]byte, error) {
 		return nil, nil
 	}
 	return json.Marshal(s)
-}
-
-// options splits FILE,name=value,….
-func options(flag, arg string, known ...string) (path string, out map[string]string, err error) {
-	parts := strings.Split(arg, ",")
-	out = map[string]string{}
-next:
-	for _, p := range parts[1:] {
-		name, value, _ := strings.Cut(p, "=")
-		for _, k := range known {
-			if name == k && value != "" {
-				out[k] = value
-				continue next
-			}
-		}
-		return "", nil, cli.Usage("such as FILE,operator=example.com", "%s: unknown %q", flag, p)
-	}
-	return parts[0], out, nil
 }

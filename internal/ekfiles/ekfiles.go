@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -131,4 +132,63 @@ func isDir(path string) (bool, error) {
 		return false, err
 	}
 	return st.IsDir(), nil
+}
+
+// ReadInventory reads files that say which EKs are ours: an EK's hash a line,
+// with a name for its host behind it if you like, or the file in which the
+// server's plugin pins every TPM that attested. nil means no inventory.
+func ReadInventory(key string, paths []string) (map[string]string, error) {
+	if len(paths) == 0 {
+		return nil, nil
+	}
+	out := map[string]string{}
+	for _, path := range paths {
+		b, err := files.Read(path, maxHashFile)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
+		}
+		if bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) {
+			var pins struct {
+				AKs map[string]string `json:"ak_by_ek"`
+			}
+			if err := json.Unmarshal(b, &pins); err != nil || pins.AKs == nil {
+				return nil, fmt.Errorf("%s: %s: neither a list nor the plugin's pins", key, path)
+			}
+			for ek := range pins.AKs {
+				if raw, err := hex.DecodeString(ek); err != nil || len(raw) != 32 {
+					return nil, fmt.Errorf("%s: %s: %q is not a SHA-256 in hex", key, path, ek)
+				}
+				if out[ek] == "" {
+					out[ek] = ek
+				}
+			}
+			continue
+		}
+		lines := bufio.NewScanner(bytes.NewReader(b))
+		for n := 1; lines.Scan(); n++ {
+			text, _, _ := strings.Cut(lines.Text(), "#")
+			ek, host, _ := strings.Cut(strings.TrimSpace(text), " ")
+			if ek == "" {
+				continue
+			}
+			raw, err := hex.DecodeString(ek)
+			if err != nil || len(raw) != 32 {
+				return nil, cli.Hint(fmt.Errorf("%s: %s line %d: not a SHA-256 in hex", key, path, n),
+					"`rootlink-agent tpm info` prints the EK hash")
+			}
+			ek = strings.ToLower(ek)
+			if host = strings.TrimSpace(host); host == "" {
+				host = ek
+			}
+			out[ek] = host
+		}
+		if err := lines.Err(); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", key, path, err)
+		}
+	}
+	if len(out) == 0 {
+		// An inventory without a machine would read as none at all.
+		return nil, cli.Hint(fmt.Errorf("%s: no EK in it yet", key), "it is written when the first node attests; without this key any TPM that the makers certify is accepted")
+	}
+	return out, nil
 }

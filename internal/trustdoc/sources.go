@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/link"
@@ -149,4 +150,18 @@ func Chains(text []byte) ([][][]byte, error) {
 		return nil, errors.New("its certificates issue each other")
 	}
 	return out, nil
+}
+
+// FileOptions splits FILE,name=value,….
+func FileOptions(arg string, known ...string) (path string, out map[string]string, err error) {
+	parts := strings.Split(arg, ",")
+	out = map[string]string{}
+	for _, p := range parts[1:] {
+		name, value, _ := strings.Cut(p, "=")
+		if value == "" || !slices.Contains(known, name) {
+			return "", nil, malformed("unknown %q", p)
+		}
+		out[name] = value
+	}
+	return parts[0], out, nil
 }

@@ -34,7 +34,8 @@ const (
 	MaxLogEntry             = 256 << 10 // bytes of one: a body of 64 KiB, a path, cosignatures
 	MaxRequirements         = 4096
 	MaxPolicies             = 4096 // PCR policy revisions
-	MaxAuthorities          = 1024 // SVID authorities, and as many attestation CAs
+	MaxAuthorities          = 8192 // SVID authorities: stock SPIRE makes one each 20 hours
+	MaxCAs                  = 1024 // attestation CAs, and as many EK roots and intermediates
 	MaxIDs                  = 1 << 16
 	MaxTrustKeys            = 4  // keys that may sign trust.json
 	MaxLogProofs            = 16 // log entries beside a bundle

@@ -159,9 +159,10 @@ func (t *Trust) readAuthorities() (err error) {
 			}
 		}
 	}
+	signers := t.svidSigners()
 	cas := t.file.AttestationCAs
-	if len(cas) == 0 || len(cas) > MaxAuthorities {
-		return malformed("%d attestation CAs, 1 to %d allowed", len(cas), MaxAuthorities)
+	if len(cas) == 0 || len(cas) > MaxCAs {
+		return malformed("%d attestation CAs, 1 to %d allowed", len(cas), MaxCAs)
 	}
 	for i, ca := range cas {
 		c, err := x509.ParseCertificate(ca.Certificate)
@@ -172,14 +173,22 @@ func (t *Trust) readAuthorities() (err error) {
 			return malformed("attestation CA %d (%s) is not a CA", i, c.Subject)
 		}
 		// One key in both roles could invent hardware for the SVIDs it signs.
-		for _, a := range t.authorities {
-			if spkiHash(a.Certificate) == spkiHash(c) {
-				return malformed("attestation CA %d is also an SVID authority", i)
-			}
+		if signers[spkiHash(c)] {
+			return malformed("attestation CA %d is also an SVID authority", i)
 		}
 		t.attestCAs = append(t.attestCAs, c)
 	}
 	return nil
+}
+
+// svidSigners are the keys of SVID authorities: there may be thousands, and
+// nothing may compare all with all.
+func (t *Trust) svidSigners() map[[32]byte]bool {
+	out := make(map[[32]byte]bool, len(t.authorities))
+	for _, a := range t.authorities {
+		out[spkiHash(a.Certificate)] = true
+	}
+	return out
 }
 
 func (t *Trust) readEKs() (err error) {
@@ -408,8 +417,8 @@ func IsStatement(b []byte) bool {
 }
 
 func parseCerts(what string, ders [][]byte) ([]*x509.Certificate, error) {
-	if len(ders) > MaxAuthorities {
-		return nil, malformed("%d %ss, at most %d allowed", len(ders), what, MaxAuthorities)
+	if len(ders) > MaxCAs {
+		return nil, malformed("%d %ss, at most %d allowed", len(ders), what, MaxCAs)
 	}
 	var out []*x509.Certificate
 	for i, der := range ders {

@@ -10,13 +10,14 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 
 	"github.com/rootlink/rootlink/internal/version"
+	"github.com/rootlink/rootlink/plugins/tpmnode/bundles"
 	"github.com/rootlink/rootlink/plugins/tpmnode/composer"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeserver"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
 
-const usage = `usage: rootlink-tpmnode agent|server|composer
+const usage = `usage: rootlink-tpmnode agent|server|bundles|composer
 
 This program is a plugin that SPIRE starts. In the agent's configuration:
 
@@ -28,6 +29,11 @@ This program is a plugin that SPIRE starts. In the agent's configuration:
 
 and in the server's the same with plugin_args = ["server"]. A server may also have
 
+  BundlePublisher "rootlink_bundles" {
+    plugin_cmd  = "/path/to/rootlink-tpmnode"
+    plugin_args = ["bundles"]
+    plugin_data { … }   # docs/keeper.md
+  }
   CredentialComposer "rootlink_composer" {
     plugin_cmd  = "/path/to/rootlink-tpmnode"
     plugin_args = ["composer"]
@@ -51,6 +57,9 @@ func main() {
 		pluginmain.Serve(plugin, services...)
 	case "server":
 		plugin, services := nodeserver.New(nodeserver.Options{}).Servers()
+		pluginmain.Serve(plugin, services...)
+	case "bundles":
+		plugin, services := bundles.New(bundles.Options{}).Servers()
 		pluginmain.Serve(plugin, services...)
 	case "composer":
 		plugin, services := composer.New().Servers()
