@@ -31,8 +31,10 @@ const (
 	// maxSessionRounds times the round timeout bounds a whole attestation.
 	maxSessionRounds = 20
 
-	// maxSessions bounds the attestations under way at once, see slots.
-	maxSessions = 256
+	// maxSessions bounds the attestations under way at once, see slots. A room
+	// full of machines that come back after a power cut must fit: with fewer slots
+	// they would push each other out.
+	maxSessions = 1024
 
 	// maxLogBytes bounds the event logs held by all attestations together.
 	maxLogBytes = 256 << 20
