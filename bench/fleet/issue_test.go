@@ -95,7 +95,7 @@ func batch(t *testing.T, out *figures.Table) {
 	var clients []svidv1.SVIDClient
 	var requests [][]*svidv1.BatchNewX509SVIDRequest
 	for _, s := range both {
-		n := newNode(t, maker)
+		n := newNode(t, maker, 0)
 		if err := n.attest(t.Context(), t, s.address); err != nil {
 			t.Fatal(err)
 		}

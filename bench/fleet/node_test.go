@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"testing"
 
@@ -28,6 +29,7 @@ import (
 
 // node is a simulated agent.
 type node struct {
+	from net.Addr // each has an address of its own, as machines do
 	tpm  *forge.TPM
 	key  *ecdsa.PrivateKey
 	path string           // of its SPIFFE ID
@@ -36,22 +38,26 @@ type node struct {
 
 // dialTCP connects with cert, or without a certificate. Whom it reaches is not
 // checked: it is what was started a moment ago.
-func dialTCP(address string, cert *tls.Certificate) (*grpc.ClientConn, error) {
+func (n *node) dialTCP(address string, cert *tls.Certificate) (*grpc.ClientConn, error) {
 	c := &tls.Config{InsecureSkipVerify: true}
 	if cert != nil {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
-	return grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(c)), grpc.WithSharedWriteBuffer(true))
+	dialer := net.Dialer{LocalAddr: n.from}
+	return grpc.NewClient("passthrough:"+address, grpc.WithTransportCredentials(credentials.NewTLS(c)), grpc.WithSharedWriteBuffer(true),
+		grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", to) }))
 }
 
-func newNode(t *testing.T, maker *forge.Maker) *node {
-	return &node{tpm: forge.NewTPM(t, maker, forge.TPMOptions{}), key: forge.P256(t)}
+// newNode makes the i-th agent, at 127.1.0.1 and on.
+func newNode(t *testing.T, maker *forge.Maker, i int) *node {
+	from := &net.TCPAddr{IP: net.IPv4(127, 1+byte(i/62500), byte(i/250%250), 1+byte(i%250))}
+	return &node{from: from, tpm: forge.NewTPM(t, maker, forge.TPMOptions{}), key: forge.P256(t)}
 }
 
 // attest attests as a stock agent does: over a connection of its own and without
 // naming its key, and then connects with the SVID.
 func (n *node) attest(ctx context.Context, t *testing.T, address string) error {
-	conn, err := dialTCP(address, nil)
+	conn, err := n.dialTCP(address, nil)
 	if err != nil {
 		return err
 	}
@@ -94,7 +100,7 @@ func (n *node) attest(ctx context.Context, t *testing.T, address string) error {
 			if n.conn != nil {
 				n.conn.Close()
 			}
-			n.conn, err = dialTCP(address, &tls.Certificate{Certificate: r.GetSvid().GetCertChain(), PrivateKey: n.key})
+			n.conn, err = n.dialTCP(address, &tls.Certificate{Certificate: r.GetSvid().GetCertChain(), PrivateKey: n.key})
 			return err
 		}
 		answer, err := n.answer(t, resp.GetChallenge())

@@ -64,7 +64,7 @@ func makeNodes(t *testing.T, maker *forge.Maker, n int) []*node {
 	t.Helper()
 	nodes := make([]*node, n)
 	for i := range nodes {
-		nodes[i] = newNode(t, maker)
+		nodes[i] = newNode(t, maker, i)
 	}
 	t.Cleanup(func() {
 		for _, n := range nodes {
