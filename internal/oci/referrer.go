@@ -43,7 +43,7 @@ var ErrItem = errors.New("neither a bundle nor a file that lies beside one")
 // companionName is what such files are called: the digest says what they are, so
 // that a bundle finds them wherever both lie.
 var companionName = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^[a-z0-9]{1,16}-[0-9a-f]{40,128}\.(eventlog|tlog\.json)$`)
+	return regexp.MustCompile(`^[a-z0-9]{1,16}-[0-9a-f]{40,128}\.(eventlog|tlog\.json|evidence\.cbor)$`)
 })
 
 // plainName is a name that no shell, terminal or file system takes for more.

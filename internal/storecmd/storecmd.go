@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/url"
 	"path/filepath"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -136,15 +135,15 @@ func place(ref string, plain bool) string {
 
 // readItems reads bundles, and what lies beside them that they name.
 func readItems(args []string) (items []oci.Item, err error) {
-	seen := map[string]bool{}
+	seen := map[string][]byte{}
 	add := func(path string) ([]byte, error) {
-		if clean := filepath.Clean(path); seen[clean] {
-			return nil, nil
-		} else {
-			seen[clean] = true
+		clean := filepath.Clean(path)
+		if raw, ok := seen[clean]; ok {
+			return raw, nil
 		}
 		raw, err := cli.ReadInput(path, link.MaxBundle)
 		if err == nil {
+			seen[clean] = raw
 			items = append(items, oci.Item{Name: filepath.Base(path), Data: raw})
 		}
 		return raw, err
@@ -154,23 +153,43 @@ func readItems(args []string) (items []oci.Item, err error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, name := range beside(raw) {
-			if _, err := add(filepath.Join(filepath.Dir(path), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
+		err = beside(raw, func(name string) ([]byte, error) {
+			raw, err := add(filepath.Join(filepath.Dir(path), name))
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, nil
 			}
+			return raw, err
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return items, nil
 }
 
-// beside names what belongs to a bundle and may lie beside it.
-func beside(raw []byte) (names []string) {
+// beside adds what belongs to a bundle and may lie beside it. A detached record
+// comes first: it names the others.
+func beside(raw []byte, add func(name string) ([]byte, error)) error {
 	b, err := link.ParseBundle(raw)
 	if err != nil {
 		return nil // one of another type, or none: Attach says so
 	}
-	eventLog, logProof := b.NamesBeside()
-	return slices.DeleteFunc([]string{eventLog, logProof}, func(n string) bool { return n == "" })
+	var record []byte
+	if name := b.DetachedName(); name != "" {
+		if record, err = add(name); err != nil {
+			return err
+		}
+	}
+	eventLog, logProof := b.NamesBeside(record)
+	for _, name := range []string{eventLog, logProof} {
+		if name == "" {
+			continue
+		}
+		if _, err := add(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fail gives what went wrong its exit code and hint.

@@ -175,7 +175,8 @@ func (c *contents) build(o *verifyOptions, q *question) (*archive.Archive, error
 	}
 	for _, l := range c.links {
 		add(archive.RoleBundle, l.Name, l.Bundle)
-		name, proof := namesBeside(l.Bundle)
+		record, name, proof := namesBeside(l)
+		add(archive.RoleDetached, record, l.Detached)
 		add(archive.RoleEventLog, name, l.EventLog)
 		for _, p := range l.LogProofs {
 			add(archive.RoleLogProof, proof, p)
@@ -211,12 +212,13 @@ func (c *contents) build(o *verifyOptions, q *question) (*archive.Archive, error
 }
 
 // namesBeside are the names of what lies beside a bundle that was verified.
-func namesBeside(raw []byte) (eventLog, logProof string) {
-	b, err := link.ParseBundle(raw)
+func namesBeside(l link.LinkInput) (record, eventLog, logProof string) {
+	b, err := link.ParseBundle(l.Bundle)
 	if err != nil {
-		return "", ""
+		return "", "", ""
 	}
-	return b.NamesBeside()
+	eventLog, logProof = b.NamesBeside(l.Detached)
+	return b.DetachedName(), eventLog, logProof
 }
 
 func checkpointName(c link.SeenCheckpoint) string {
@@ -383,18 +385,23 @@ func lacking(q *question, c *contents) (out []lack) {
 	if len(c.trust.TrustedRoot().Logs) > 0 && len(c.trust.File().LogProofs) == 0 {
 		say(false, "", "no log proofs of the SVID authorities and attestation CAs in trust.json: one that was made in secret would not show")
 	}
-	attested := map[string]bool{}
+	attested, unstamped := map[string]bool{}, map[string]bool{}
 	for i := range c.results {
-		attested[c.results[i].Name] = c.results[i].Time.Attested
+		r := &c.results[i]
+		attested[r.Name] = r.Time.Attested
+		unstamped[r.Name] = r.Chain.Detached != nil && !r.Chain.Detached.Attested
 	}
 	for _, l := range c.links {
 		b, err := link.ParseBundle(l.Bundle)
 		if err != nil {
 			continue // it was verified a moment ago
 		}
-		eventLog, proof := namesBeside(l.Bundle)
+		_, eventLog, proof := namesBeside(l)
 		if at, judged := attested[l.Name]; judged && !at {
 			say(true, l.Name, "no attested time: it verifies only until its SVID ends (%s)", b.UnverifiedCertificate().NotAfter.Format(time.RFC3339))
+		}
+		if unstamped[l.Name] {
+			say(true, l.Name, "no attested time in its detached evidence: it verifies only until its SVID ends (%s)", b.UnverifiedCertificate().NotAfter.Format(time.RFC3339))
 		}
 		if len(b.LogEntries()) == 0 {
 			say(false, l.Name, "no entry of a transparency log")

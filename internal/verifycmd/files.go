@@ -113,8 +113,11 @@ func readBeside(name string, raw []byte) (l link.LinkInput, err error) {
 		l.Parsed = nil
 		return l, nil // Verify says what is wrong with it
 	}
-	e, err := attest.FromCertificate(l.Parsed.UnverifiedCertificate())
-	if err != nil {
+	if l.Detached, err = findDetached(name, l.Parsed); err != nil {
+		return l, err
+	}
+	e := l.Parsed.UnverifiedEvidence(l.Detached)
+	if e == nil {
 		return l, nil
 	}
 	if l.EventLog, err = findEventLog(name, e); err != nil {
@@ -181,6 +184,20 @@ func readBundle(name string) ([]byte, error) {
 		return raw, nil
 	}
 	return nil, nil
+}
+
+// findDetached looks beside the bundle for the record that its node made, where
+// the certificate carries no evidence. Verify says what it means to have none.
+func findDetached(bundle string, b *link.Bundle) ([]byte, error) {
+	name := b.DetachedName()
+	if name == "" {
+		return nil, nil
+	}
+	record, err := cli.ReadInput(filepath.Join(filepath.Dir(bundle), name), attest.MaxDetached)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return record, err
 }
 
 // findEventLog looks beside the bundle for the boot event log that its

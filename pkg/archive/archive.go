@@ -47,6 +47,7 @@ const (
 	RoleClassic     = "classic_link"
 	RoleRevocations = "revocations"
 	RoleEventLog    = "event_log"
+	RoleDetached    = "detached_evidence"
 	RoleLogProof    = "log_proof"  // of an AK certificate, see docs/log.md
 	RoleCheckpoint  = "checkpoint" // of a transparency log, when the archive was made
 )
@@ -54,7 +55,7 @@ const (
 // dirs says where the files of a role lie in the tar.
 var dirs = map[string]string{
 	RoleBundle: "bundles", RoleTrust: "trust", RoleLayout: "layout", RoleSublayout: "sublayouts", RoleClassic: "bundles", RoleRevocations: "revocations",
-	RoleEventLog: "logs", RoleLogProof: "logs", RoleCheckpoint: "checkpoints",
+	RoleDetached: "evidence", RoleEventLog: "logs", RoleLogProof: "logs", RoleCheckpoint: "checkpoints",
 }
 
 var (

@@ -73,11 +73,13 @@ func TestRefusesDetachedForm(t *testing.T) {
 		"too many certificates": func(d record) {
 			d.AgentSVID = slicesRepeat(d.AgentSVID[0], attest.MaxAgentChain+1)
 		},
-		"signature too long":         func(d record) { d.Signature = make([]byte, attest.MaxECDSASignature+1) },
-		"token too long":             func(d record) { d.Token = make([]byte, attest.MaxDetachedToken+1) },
-		"a token over nothing":       func(d record) { d.Signature, d.Token = nil, []byte{1} },
-		"no selectors":               func(d record) { d.Evidence.Selectors = nil },
-		"all parts together too big": func(d record) { d.Token, d.AgentSVID = make([]byte, attest.MaxDetachedToken), slicesRepeat(make([]byte, attest.MaxCertificate), 5) },
+		"signature too long":   func(d record) { d.Signature = make([]byte, attest.MaxECDSASignature+1) },
+		"token too long":       func(d record) { d.Token = make([]byte, attest.MaxDetachedToken+1) },
+		"a token over nothing": func(d record) { d.Signature, d.Token = nil, []byte{1} },
+		"no selectors":         func(d record) { d.Evidence.Selectors = nil },
+		"all parts together too big": func(d record) {
+			d.Token, d.AgentSVID = make([]byte, attest.MaxDetachedToken), slicesRepeat(make([]byte, attest.MaxCertificate), 5)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, d := *good.Evidence, *good

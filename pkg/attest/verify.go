@@ -103,7 +103,12 @@ type Verified struct {
 	policy    *PolicyRef
 	secure    *bool
 	earliest  time.Time
+	agent     []*x509.Certificate
 }
+
+// AgentChain returns the SVID of the agent that gave detached evidence, and
+// what it leads through and to; nil for leaf evidence.
+func (v *Verified) AgentChain() []*x509.Certificate { return slices.Clone(v.agent) }
 
 // Kind returns which kind of evidence it is.
 func (v *Verified) Kind() Kind { return v.leaf.Kind }
@@ -170,10 +175,14 @@ func (r *run) verify() (*Verified, []Check, error) {
 	if err != nil {
 		return nil, report, err
 	}
-	return &Verified{
+	v := &Verified{
 		leaf: *r.leaf, ek: *r.ek, ak: *r.ak, statement: *r.statement,
 		quote: r.quote.Quote, pcrs: r.e.PCRs, policy: r.e.Policy, secure: r.secure, earliest: r.earliest,
-	}, report, nil
+	}
+	if r.d != nil {
+		v.agent = r.d.chain
+	}
+	return v, report, nil
 }
 
 // runChecks runs checks in turn until one fails; the report has them all.

@@ -49,7 +49,8 @@ type detached struct {
 	record      *Detached
 	svid        *x509.Certificate
 	authorities []Authority
-	agent       *x509.Certificate // agent_svid.profile
+	agent       *x509.Certificate   // agent_svid.profile
+	chain       []*x509.Certificate // agent_svid.authority
 }
 
 // VerifyDetached is Verify for evidence beside a link: the same list, with
@@ -168,8 +169,8 @@ func (r *run) agentAuthority() (string, bool, error) {
 	if err != nil {
 		return "", false, fmt.Errorf("%w: %w", ErrAgentAuthority, err)
 	}
-	chain := chains[0]
-	return fmt.Sprintf("%s, by %s", r.d.agent.URIs[0], chain[len(chain)-1].Subject), false, nil
+	r.d.chain = chains[0]
+	return fmt.Sprintf("%s, by %s", r.d.agent.URIs[0], r.d.chain[len(r.d.chain)-1].Subject), false, nil
 }
 
 // 18

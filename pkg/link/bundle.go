@@ -57,8 +57,8 @@ func (p *Prepared) Sign(key crypto.Signer, leaf *x509.Certificate) (*Bundle, err
 	return p.sign(key, leaf)
 }
 
-// sign does not look at the evidence. No caller outside this package may leave
-// that out: a link without evidence verifies nowhere.
+// sign does not look at the evidence. A link without any verifies nowhere, so
+// who wants one says so: SignWithoutEvidence.
 func (p *Prepared) sign(key crypto.Signer, leaf *x509.Certificate) (*Bundle, error) {
 	pub, ok := key.Public().(*ecdsa.PublicKey)
 	if !ok || pub.Curve != elliptic.P256() {
@@ -206,12 +206,28 @@ func EventLogName(d *attest.TypedDigest) string {
 	return fmt.Sprintf("%s-%x.eventlog", d.Alg, d.Value)
 }
 
+// UnverifiedEvidence returns the evidence in the certificate or, where that has
+// none, in the detached record beside the bundle; nil when there is neither.
+func (b *Bundle) UnverifiedEvidence(detached []byte) *attest.Evidence {
+	e, err := attest.FromCertificate(b.leaf)
+	if errors.Is(err, attest.ErrNoEvidence) && len(detached) > 0 {
+		var d *attest.Detached
+		if d, err = attest.ParseDetached(detached); err == nil {
+			e = d.Evidence
+		}
+	}
+	if err != nil {
+		return nil
+	}
+	return e
+}
+
 // NamesBeside are the names of the files that lie beside the bundle and belong
 // to its evidence: the boot event log, and the log entry of the AK certificate.
-// Empty where there is none.
-func (b *Bundle) NamesBeside() (eventLog, logProof string) {
-	e, err := attest.FromCertificate(b.UnverifiedCertificate())
-	if err != nil {
+// Empty where there is none. detached is what the file DetachedName holds.
+func (b *Bundle) NamesBeside(detached []byte) (eventLog, logProof string) {
+	e := b.UnverifiedEvidence(detached)
+	if e == nil {
 		return "", ""
 	}
 	if e.EventLog != nil {

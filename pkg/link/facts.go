@@ -49,22 +49,51 @@ func (v *linkVerifier) words() {
 	out.ProvedByTPM = append(out.ProvedByTPM,
 		fmt.Sprintf("whoever could use AK %s in the TPM with EK %s committed to exactly this statement and SVID key", short(c.AK.Name), short(c.EK.SHA256)),
 		fmt.Sprintf("that TPM's PCRs had the values shown, at reset %d, restart %d", c.Quote.ResetCount, c.Quote.RestartCount),
-		fmt.Sprintf("the commitment names tool %s, recorder %s and identity %s, and was made after the nonce", short(hex.EncodeToString(l.Tool[:])), short(hex.EncodeToString(l.Recorder[:])), l.SPIFFEID),
+		fmt.Sprintf("the commitment names tool %s, recorder %s and identity %s, and was made after %s", short(hex.EncodeToString(l.Tool[:])), short(hex.EncodeToString(l.Recorder[:])), l.SPIFFEID, v.after()),
 	)
 	same := slices.ContainsFunc(v.trust.attestCAs, func(ca *x509.Certificate) bool {
 		return hexHash(spkiHash(ca)) == c.AK.CAKeySHA256 && sameOperator(ca, v.authority.Certificate)
 	})
 	out.TakenOnWordOf = append(out.TakenOnWordOf,
 		Word{What: "AK and EK live in one TPM, which is what it says it is", Who: "attestation CA " + c.AK.CertifiedBy, SameOperator: same},
-		Word{What: "the nonce's time", Who: "SVID authority " + c.SVID.Authority, SameOperator: true},
+		Word{What: v.after() + "'s time", Who: "SVID authority " + c.SVID.Authority, SameOperator: true},
 		Word{What: "tool and recorder hashes", Who: "the agent on that machine, which is as honest as its boot state and its root user"},
 	)
+	if c.Detached != nil {
+		out.TakenOnWordOf = append(out.TakenOnWordOf, c.Detached.words(l.SPIFFEID)...)
+	}
 	out.TakenOnWordOf = append(out.TakenOnWordOf, v.timeWords()...)
 	if c.EK.Basis == "allow_list" {
 		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the EK is a real TPM's", Who: "the allow-list in trust.json"})
 	}
 	if c.Quote.Policy != nil {
 		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the boot state is a good one", Who: "the author of PCR policy " + c.Quote.Policy.Name + " in trust.json"})
+	}
+}
+
+// after is what the evidence is younger than.
+func (v *linkVerifier) after() string {
+	if v.kind == EvidenceDetached {
+		return "the SVID"
+	}
+	return "the nonce"
+}
+
+// words say what no server checked, so that nobody takes it for the leaf kind.
+func (d *DetachedInfo) words(id string) []Word {
+	when := Word{What: "when the node spoke", Who: "nobody, the verifier's own clock is used"}
+	if d.Attested {
+		when.Who = "timestamp authority " + d.Authority
+	}
+	key := "the recorder, which made it"
+	if d.KeyMadeByAgent {
+		key = "every process of that node to which its agent gives " + id
+	}
+	return []Word{
+		{What: "all of the evidence: " + EvidenceMeans(EvidenceDetached), Who: "node " + d.AgentID},
+		{What: "that this node may speak for " + id, Who: "trust.json"},
+		{What: "who had the SVID's key", Who: key},
+		when,
 	}
 }
 

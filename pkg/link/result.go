@@ -56,6 +56,7 @@ type LinkInput struct {
 	Bundle   []byte
 	Parsed   *Bundle // what ParseBundle made of Bundle, if the caller has it
 	EventLog []byte  // optional; must have the digest that the evidence names
+	Detached []byte  // the file DetachedName, where there is one
 	// LogProofs are log entries of the AK certificate (JSON), see LogProofName.
 	LogProofs [][]byte
 	// Identity is what this link's signer must match, instead of Input's.
@@ -161,8 +162,12 @@ type LinkResult struct {
 	Verdict string `json:"verdict"`
 	// Chain is the way from the statement to the TPM maker, filled as far as
 	// checks passed.
-	Chain         Chain    `json:"chain"`
-	Time          LinkTime `json:"time"`
+	Chain Chain    `json:"chain"`
+	Time  LinkTime `json:"time"`
+	// Evidence is the kind, one of the Evidence… constants, and EvidenceMeans
+	// what it is worth.
+	Evidence      string   `json:"evidence,omitempty"`
+	EvidenceMeans string   `json:"evidence_means,omitempty"`
 	Tier          string   `json:"tier,omitempty"`
 	SoftwareTPM   bool     `json:"software_tpm"`
 	ProvedByTPM   []string `json:"proved_by_tpm"`
@@ -201,6 +206,7 @@ type Chain struct {
 	AK        *AKInfo        `json:"ak,omitempty"`
 	EK        *EKInfo        `json:"ek,omitempty"`
 	Maker     *MakerInfo     `json:"maker_root,omitempty"`
+	Detached  *DetachedInfo  `json:"detached,omitempty"`
 }
 
 // StatementInfo is the signed statement, as the recorder said it.
@@ -239,7 +245,7 @@ type ProgramsInfo struct {
 
 // QuoteInfo is the TPM's quote and the boot state in it.
 type QuoteInfo struct {
-	NonceTime       time.Time                    `json:"nonce_time"`
+	NonceTime       time.Time                    `json:"nonce_time,omitzero"` // zero: detached evidence
 	ResetCount      uint32                       `json:"reset_count"`
 	RestartCount    uint32                       `json:"restart_count"`
 	Safe            bool                         `json:"safe"`

@@ -232,8 +232,8 @@ func (v *linkVerifier) timeEnough() (string, error) {
 // timeAfterNonce: the evidence, and with it the key's commitment, cannot be
 // younger than the signature.
 func (v *linkVerifier) timeAfterNonce() (string, error) {
-	if v.verified == nil || len(v.times) == 0 {
-		return "", errSkip
+	if v.verified == nil || len(v.times) == 0 || v.detached != nil {
+		return "", errSkip // a detached record's nonce is the SVID, which svid.validity judged
 	}
 	if n := v.verified.NonceTime(); v.first.Before(n.Add(-maxBeforeNonce)) {
 		return "", fmt.Errorf("signed at %s, before the nonce of its evidence (%s)", stamp(v.first), stamp(n))

@@ -274,10 +274,13 @@ func (t *Trust) readRequirement(r Requirement) (Requirement, error) {
 	if r.Evidence == "" {
 		r.Evidence = EvidenceLeaf
 	}
-	switch r.Evidence {
-	case EvidenceLeaf, EvidenceDetached, EvidenceParent:
-	default:
+	if !slices.Contains(evidenceKinds(), r.Evidence) {
 		return r, malformed("unknown evidence kind %q", r.Evidence)
+	}
+	if r.Evidence == EvidenceDetached {
+		if err := r.checkMapping(); err != nil {
+			return r, malformed("evidence %q: %w", r.Evidence, err)
+		}
 	}
 	if r.Tier == "" {
 		r.Tier = TierBootAttested

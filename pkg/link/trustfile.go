@@ -83,13 +83,6 @@ type LayoutKey struct {
 	Key  []byte `json:"key"` // SubjectPublicKeyInfo DER
 }
 
-// Evidence kinds of a requirement. The empty one means leaf.
-const (
-	EvidenceLeaf     = "leaf"
-	EvidenceDetached = "detached"
-	EvidenceParent   = "parent"
-)
-
 // Tiers: what is known of the software that could use the AK.
 const (
 	TierTPM             = "tpm"              // a key in that TPM; the boot state is not judged

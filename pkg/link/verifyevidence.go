@@ -15,18 +15,6 @@ import (
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
-func (v *linkVerifier) evidenceForm() (string, error) {
-	e, err := attest.FromCertificate(v.leaf)
-	if errors.Is(err, attest.ErrNoEvidence) {
-		return "the certificate carries none", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	v.evidence = e
-	return fmt.Sprintf("1 of %d leaves under one quote", e.Size), nil
-}
-
 func (v *linkVerifier) requirementMatch() (string, error) {
 	for i := range v.trust.requirements {
 		if r := &v.trust.requirements[i]; MatchPattern(r.Identity, v.id.String()) {
@@ -37,35 +25,11 @@ func (v *linkVerifier) requirementMatch() (string, error) {
 	return "", fmt.Errorf("no requirement in trust.json matches %s", v.id)
 }
 
-func (v *linkVerifier) evidenceKind() (string, error) {
-	least := EvidenceLeaf
-	if v.req != nil {
-		least = v.req.Evidence
-	}
-	if v.evidence == nil {
-		// An SVID minted by an administrator, or one whose evidence was
-		// stripped by asking for another, is genuine and proves no hardware.
-		if least != EvidenceLeaf {
-			return "", fmt.Errorf("%s evidence beside a link: %w", least, ErrUnsupported)
-		}
-		return "", errors.New("the SVID carries no evidence: it was issued on nobody's measurement")
-	}
-	switch v.evidence.Kind {
-	case attest.KindLeaf:
-		return "leaf evidence, at least " + least, nil
-	case attest.KindDetached:
-		v.evidence = nil
-		return "", fmt.Errorf("detached evidence inside an SVID: %w", ErrUnsupported)
-	}
-	kind := v.evidence.Kind
-	v.evidence = nil
-	return "", fmt.Errorf("unknown evidence kind %d", kind)
-}
-
-// codeSigning: the server grants this usage only together with the evidence it
-// verified in the same transaction.
+// codeSigning: our server grants this usage only together with the evidence it
+// verified in the same transaction. Another server knows of neither: without
+// evidence inside, an SVID may have any usages that SPIFFE allows (X509-SVID, 4.4).
 func (v *linkVerifier) codeSigning() (string, error) {
-	if v.evidence == nil {
+	if v.evidence == nil || v.kind != EvidenceLeaf {
 		return "", errSkip
 	}
 	if !slices.Contains(v.leaf.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) {
@@ -78,21 +42,24 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 	if v.evidence == nil {
 		return "", errSkip
 	}
-	payload := v.bundle.payloadDigest()
-	verified, checks, err := attest.Verify(v.evidence, attest.Binding{
-		TrustDomain:   v.trust.TrustDomain(),
-		SPIFFEID:      v.id.String(),
-		SVIDKey:       spkiHash(v.leaf),
-		Payload:       &payload,
-		SVIDNotBefore: v.leaf.NotBefore,
-		At:            v.at,
-	}, attest.Options{
+	options := attest.Options{
 		AttestationCAs: v.trust.attestCAs,
 		EK:             v.trust.ek,
 		RequiredPCRs:   []attest.PCRSelection{{Bank: quotedBank(v.evidence), Indices: bootPCRs}},
 		EventLog:       v.in.EventLog,
 		Signatures:     v.trust.signatures,
-	})
+	}
+	var verified *attest.Verified
+	var checks []attest.Check
+	var err error
+	switch v.kind {
+	case EvidenceLeaf:
+		verified, checks, err = v.verifyLeaf(options)
+	case EvidenceDetached:
+		verified, checks, err = v.verifyDetached(options)
+	default:
+		err = fmt.Errorf("%s evidence: %w", v.kind, ErrUnsupported)
+	}
 	for i := range checks {
 		// Revocations are policy, and judged as one check of their own.
 		if strings.HasSuffix(checks[i].ID, ".revocation") && checks[i].Outcome == attest.NotRun {
@@ -107,6 +74,18 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 	v.verified = verified
 	v.describe()
 	return "committed to by AK " + hex.EncodeToString(verified.AK().Name), nil
+}
+
+func (v *linkVerifier) verifyLeaf(o attest.Options) (*attest.Verified, []attest.Check, error) {
+	payload := v.bundle.payloadDigest()
+	return attest.Verify(v.evidence, attest.Binding{
+		TrustDomain:   v.trust.TrustDomain(),
+		SPIFFEID:      v.id.String(),
+		SVIDKey:       spkiHash(v.leaf),
+		Payload:       &payload,
+		SVIDNotBefore: v.leaf.NotBefore,
+		At:            v.at,
+	}, o)
 }
 
 // bootPCRs must be in every quote: firmware, its configuration, the boot
@@ -132,7 +111,9 @@ func (v *linkVerifier) programsMeasured() (string, error) {
 		return "", errSkip
 	}
 	l := v.verified.Leaf()
-	if l.KeyOrigin != attest.OriginCaller {
+	// A SPIRE agent makes the keys of its workloads. What it vouches for is one
+	// statement all the same, and the result says who had the key.
+	if l.KeyOrigin != attest.OriginCaller && v.kind != EvidenceDetached {
 		return "", errors.New("the key was not made by the process that signs")
 	}
 	var recorders, unprotected []string
@@ -166,7 +147,10 @@ func (v *linkVerifier) notRevoked() (string, error) {
 	ids := [][2]string{{RevokedAuthority, hexHash(spkiHash(v.authority.Certificate))}}
 	if v.verified != nil {
 		l := v.verified.Leaf()
-		times = append(times, v.verified.NonceTime())
+		times = append(times, v.spokenAt())
+		for _, c := range v.verified.AgentChain() {
+			ids = append(ids, [2]string{RevokedAuthority, hexHash(spkiHash(c))})
+		}
 		ids = append(ids,
 			[2]string{RevokedEK, hexHash(v.verified.EK().Hash)},
 			[2]string{RevokedAK, hex.EncodeToString(v.verified.AK().Name)},
@@ -262,7 +246,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 		slices.SortFunc(revisions, func(a, b PCRPolicy) int { return cmp.Compare(b.Revision, a.Revision) })
 		for i := range revisions {
 			p := &revisions[i]
-			profile, err := p.match(v.verified)
+			profile, err := p.match(v.verified, v.spokenAt())
 			if err != nil {
 				reasons = append(reasons, err)
 				continue
@@ -275,14 +259,14 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 	return "", fmt.Errorf("the machine's boot state meets none of the PCR policies asked for: %w", errors.Join(reasons...))
 }
 
-// match judges at the nonce's time, which the server that keeps the policies
-// chose itself. Without an end to old revisions, whoever boots what was taken
+// match judges at the time of the quote: for leaf evidence the nonce's, which
+// the server that keeps the policies chose itself. Without an end to old revisions, whoever boots what was taken
 // out of the policy, and has the server's keys, is back in it.
-func (p *PCRPolicy) match(e *attest.Verified) (profile string, err error) {
-	if at := e.NonceTime(); !p.Replaced.IsZero() && at.After(p.Replaced.Add(replacedGrace)) {
-		return "", fmt.Errorf("PCR policy %s (revision %d) was replaced at %s, before the nonce's time %s", p.Name, p.Revision, stamp(p.Replaced), stamp(at))
+func (p *PCRPolicy) match(e *attest.Verified, at time.Time) (profile string, err error) {
+	if !p.Replaced.IsZero() && at.After(p.Replaced.Add(replacedGrace)) {
+		return "", fmt.Errorf("PCR policy %s (revision %d) was replaced at %s, before the time of the evidence %s", p.Name, p.Revision, stamp(p.Replaced), stamp(at))
 	}
-	return p.Match(e.PCRs(), e.NonceTime())
+	return p.Match(e.PCRs(), at)
 }
 
 // replacedGrace is for servers of one trust domain whose clocks differ.
@@ -329,7 +313,7 @@ func (v *linkVerifier) policyClaim() (string, error) {
 		if claim.Digest.Alg != "sha256" || string(claim.Digest.Value) != string(digest[:]) {
 			return "", fmt.Errorf("the server matched another PCR policy %q revision %d than trust.json holds", claim.Name, claim.Revision)
 		}
-		if _, err := p.match(v.verified); err != nil {
+		if _, err := p.match(v.verified, v.spokenAt()); err != nil {
 			return "", fmt.Errorf("the server says PCR policy %q revision %d was met: %w", claim.Name, claim.Revision, err)
 		}
 		return fmt.Sprintf("%s revision %d, as the server said", claim.Name, claim.Revision), nil
@@ -383,6 +367,10 @@ func (v *linkVerifier) describe() {
 	}
 	v.out.SoftwareTPM = ak.Software
 	v.out.Tier = TierTPM
+	v.out.Evidence, v.out.EvidenceMeans = v.kind, EvidenceMeans(v.kind)
+	if v.detached != nil {
+		v.describeDetached()
+	}
 }
 
 func (v *linkVerifier) attestationCA(ak *x509.Certificate) *x509.Certificate {

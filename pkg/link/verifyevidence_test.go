@@ -198,7 +198,7 @@ func TestRefusesOldEvidenceRewrappedUnderNewDates(t *testing.T) {
 func TestRefusesDetachedEvidenceInsideAnSVID(t *testing.T) {
 	s := newScene(t)
 	s.Leaf.Kind = attest.KindDetached
-	s.refuses(t, "evidence.kind", ErrUnsupported, "detached")
+	s.refuses(t, "evidence.kind", ErrUnsupported, "kind 2 inside an SVID")
 }
 
 // A node's own attestation says nothing about a workload's key: its record has

@@ -47,7 +47,11 @@ type linkVerifier struct {
 	authority Authority         // svid.authority
 	stmt      *Statement        // statement.form; nil: not a link
 	predicate string            // statement.form; the predicate type
-	evidence  *attest.Evidence  // evidence.form; nil: the certificate carries none
+	kind      string            // evidence.form
+	evidence  *attest.Evidence  // evidence.form; nil: there is none, or none that may be judged
+	detached  *attest.Detached  // evidence.form; nil unless the kind is that
+	recordAt  time.Time         // evidence.time; T of the detached record
+	recordBy  string            // evidence.time; empty: nobody attests it
 	req       *Requirement      // requirement.match
 	verified  *attest.Verified  // evidence.verify
 	ak        *x509.Certificate // evidence.verify
@@ -77,6 +81,9 @@ func (v *linkVerifier) checks() []check {
 		{"evidence.form", "evidence.md, encoding; RFC 9999", ErrCrypto, v.evidenceForm},
 		{"requirement.match", "verify.md, requirements", ErrPolicy, v.requirementMatch},
 		{"evidence.kind", "verify.md, requirements", ErrPolicy, v.evidenceKind},
+		{"evidence.mapping", "verify.md, detached evidence", ErrPolicy, v.evidenceMapping},
+		{"evidence.time", "RFC 3161 §2.3, §2.4.2", ErrCrypto, v.recordTime},
+		{"evidence.time_known", "verify.md, detached evidence", ErrPolicy, v.recordTimeKnown},
 		{"svid.code_signing", "RFC 5280 §4.2.1.12", ErrCrypto, v.codeSigning},
 		{"evidence.verify", "evidence.md, verification", ErrCrypto, v.evidenceVerify},
 		{"time.nonce", "verify.md, times", ErrCrypto, v.timeAfterNonce},
@@ -181,6 +188,9 @@ func (v *linkVerifier) svidAuthority() (string, error) {
 	}
 	if reason == nil {
 		reason = errors.New("no authority in trust.json signed it")
+		if c, ok := v.issuedThrough(); ok {
+			reason = fmt.Errorf("%w: %q, which trust.json does not list", ErrIntermediate, c.Subject)
+		}
 	}
 	return "", reason
 }
@@ -277,13 +287,14 @@ func (v *linkVerifier) identityMatch() (string, error) {
 }
 
 // fresh refuses a genuine link of an older run. The nonce is the TPM's bound:
-// the evidence cannot be older than it.
+// the evidence cannot be older than it. Of detached evidence it is the SVID's
+// beginning, since the nonce is the SVID.
 func (v *linkVerifier) fresh() (string, error) {
 	if v.notBefore.IsZero() || v.verified == nil {
 		return "", errSkip
 	}
-	if n := v.verified.NonceTime(); n.Before(v.notBefore) {
-		return "", fmt.Errorf("the link was made at %s, before %s", stamp(n), stamp(v.notBefore))
+	if n := v.verified.Earliest(); n.Before(v.notBefore) {
+		return "", fmt.Errorf("the evidence is of %s or later, which may be before %s", stamp(n), stamp(v.notBefore))
 	}
 	return "not before " + stamp(v.notBefore), nil
 }

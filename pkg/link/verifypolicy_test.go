@@ -20,14 +20,14 @@ func TestRefusesIdentityWithoutARequirement(t *testing.T) {
 // An expectation that the evidence be of a lesser kind is met by leaf evidence,
 // not by none.
 func TestRefusesNoEvidenceWhereParentWouldDo(t *testing.T) {
-	for _, kind := range []string{EvidenceParent, EvidenceDetached} {
+	for kind, class := range map[string]error{EvidenceParent: ErrUnsupported, EvidenceDetached: ErrPolicy} {
 		s := newScene(t)
 		s.requirement().Evidence = kind
 		s.accepts(t)
 		s = newScene(t)
 		s.requirement().Evidence = kind
 		s.evidence = withoutEvidence
-		s.refuses(t, "evidence.kind", ErrUnsupported, kind)
+		s.refuses(t, "evidence.kind", class, "no evidence")
 	}
 }
 
