@@ -17,7 +17,6 @@ const (
 	defaultSocket  = "/run/rootlink/agent.sock"
 	defaultServer  = "127.0.0.1:8081"
 	defaultTPM     = "/dev/tpmrm0"
-	defaultGroup   = "rootlink"
 	envSocket      = cli.EnvEndpoint
 )
 

@@ -14,6 +14,7 @@ import (
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/internal/measured"
 )
 
 type runFlags struct {
@@ -44,7 +45,7 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.plug.EventLog, "event-log", "", "boot event log of the TPM (default: the kernel's, for a TPM of this machine)")
 	fl.StringVar(&f.plug.IMALog, "ima-log", "", "IMA log (default: the kernel's, for a TPM of this machine)")
 	fl.DurationVar(&f.cfg.SyncInterval, "sync-interval", identity.DefaultSyncInterval, "time between looks at the server's entries when no unknown workload asks")
-	fl.StringVar(&f.group, "recorder-group", "", `group NAME or GID that rootlink is installed setgid to, "none" for none (default: "`+defaultGroup+`" where it exists)`)
+	fl.StringVar(&f.group, "recorder-group", "", `group NAME or GID that rootlink is installed setgid to, "none" for none (default: "`+measured.DefaultRecorderGroup+`" where it exists)`)
 	cli.LogFlags(fl, &f.level, &f.format)
 	cli.ConfigFlags(fl, &f.config, &f.expand)
 	return c
@@ -67,7 +68,7 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
-	if f.cfg.RecorderGID, err = recorderGroup(f.group, log); err != nil {
+	if f.cfg.RecorderGID, err = measured.RecorderGroup(f.group, log); err != nil {
 		return err
 	}
 	if strings.HasPrefix(f.cfg.Socket, "tcp:") {

@@ -23,6 +23,7 @@ import (
 	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/measured"
+	"github.com/rootlink/rootlink/internal/vouch"
 )
 
 // Config says how to run an agent. It is checked by New.
@@ -115,7 +116,7 @@ func (a *Agent) assemble(plugins *Plugins) (*parts, error) {
 	p.issuer = identity.NewIssuer(p.keeper, p.node, trust, plugins.Quoter, a.cfg.Log)
 	p.server, err = endpoint.New(endpoint.Config{
 		Keeper: p.keeper, Issuer: p.issuer, Attestor: plugins.Measure(), Health: plugins.Health,
-		RecorderGID: a.cfg.RecorderGID, Logs: logReader(a.cfg.EventLog, a.cfg.IMALog), Log: a.cfg.Log,
+		RecorderGID: a.cfg.RecorderGID, Logs: vouch.LogFiles(a.cfg.EventLog, a.cfg.IMALog), Log: a.cfg.Log,
 	})
 	return &p, err
 }

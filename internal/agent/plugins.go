@@ -16,11 +16,11 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
 	"github.com/rootlink/rootlink/internal/tpm"
+	"github.com/rootlink/rootlink/internal/vouch"
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
@@ -29,8 +29,8 @@ import (
 // Plugins are what the agent reaches the TPM and the workloads through.
 type Plugins struct {
 	NodeAttestor    nodeattestorv1.NodeAttestorClient
-	AttestationType string          // the node attestor's name
-	Quoter          identity.Quoter // nil when the node attestor serves none
+	AttestationType string       // the node attestor's name
+	Quoter          vouch.Quoter // nil when the node attestor serves none
 	// WorkloadAttestor is "binary", which measures the executable.
 	WorkloadAttestor workloadattestorv1.WorkloadAttestorClient
 

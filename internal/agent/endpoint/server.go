@@ -18,6 +18,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/measured"
+	"github.com/rootlink/rootlink/internal/vouch"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
 
@@ -43,7 +44,7 @@ type Config struct {
 	RecorderGID uint32
 	// Logs returns the boot event log and IMA log with these digests, nil where
 	// they are not at hand.
-	Logs Logs
+	Logs vouch.Logs
 	Log  *slog.Logger
 }
 

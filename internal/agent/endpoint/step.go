@@ -53,7 +53,7 @@ func lockStep(ctx context.Context) (c *measured.Caller, st step, unlock func(), 
 // prepared is evidence that waits for its CSR.
 type prepared struct {
 	entry   *identity.Entry
-	ev      *identity.Evidence
+	ev      *identity.Evidence // nil for a server that takes none
 	key     *ecdsa.PublicKey
 	payload [32]byte
 	at      time.Time
@@ -111,9 +111,6 @@ func (s *Server) stepEntry(ctx context.Context, st step, final bool) (*identity.
 		if v, err = s.cfg.Keeper.View(); err != nil {
 			return nil, nil, status.Error(codes.Unavailable, err.Error())
 		}
-	}
-	if v.Stock {
-		return nil, nil, status.Error(codes.Unimplemented, identity.ErrNoEvidence.Error())
 	}
 	e, err := chooseStep(v, seen, st.own.wanted, final)
 	return v, e, err
@@ -176,12 +173,18 @@ func (s *Server) Prepare(ctx context.Context, req *workloadv1.PrepareRequest) (*
 	if err := st.OneStatement(payload); err != nil {
 		return nil, err
 	}
-	_, entry, err := s.stepEntry(ctx, st, true)
+	view, entry, err := s.stepEntry(ctx, st, true)
 	if err != nil {
 		return nil, err
 	}
-	at := time.Now() // before the nonce is taken, which is what grows old
-	ev, err := s.cfg.Issuer.Evidence(ctx, identity.Leaf{
+	p := &prepared{entry: entry, key: key, payload: payload, at: time.Now()} // before the nonce is taken, which is what grows old
+	if view.Stock {
+		// Nothing to put into the CSR: the evidence of such a server's SVID is
+		// about the SVID, and comes with it.
+		st.own.prepared = p
+		return &workloadv1.PrepareResponse{}, nil
+	}
+	p.ev, err = s.cfg.Issuer.Evidence(ctx, identity.Leaf{
 		Origin: attest.OriginCaller, SPIFFEID: entry.SPIFFEID.String(), SPKI: req.GetSpki(),
 		Executable: st.Executable(), Recorder: st.Executable(), Tool: st.Tool(),
 		Payload: payload, Selectors: st.Seen().All(),
@@ -192,8 +195,8 @@ func (s *Server) Prepare(ctx context.Context, req *workloadv1.PrepareRequest) (*
 	if err := c.Check(); err != nil {
 		return nil, measured.Error(err)
 	}
-	st.own.prepared = &prepared{entry: entry, ev: ev, key: key, payload: payload, at: at}
-	return &workloadv1.PrepareResponse{Evidence: ev.Extension}, nil
+	st.own.prepared = p
+	return &workloadv1.PrepareResponse{Evidence: p.ev.Extension}, nil
 }
 
 // readPrepare takes only a key in its one encoding and a digest that is one.
@@ -236,10 +239,10 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 	if err := c.StepEnded(s.cfg.RecorderGID); err != nil {
 		return nil, err
 	}
-	if time.Since(p.at) > evidenceLife || !s.cfg.Issuer.Current(p.ev) {
+	if s.stale(p) {
 		return nil, status.Error(codes.Aborted, "the evidence is out of date; hint: call Prepare again, the measurement still stands")
 	}
-	chain, err := s.cfg.Issuer.SignEvidence(ctx, p.entry, req.GetCsr(), p.key, p.ev)
+	made, err := s.issue(ctx, st, p, req.GetCsr())
 	if err != nil {
 		s.cfg.Log.Warn("step SVID not issued", "spiffe_id", p.entry.SPIFFEID.String(), "entry", p.entry.ID, "error", err)
 		return nil, issueError(err)
@@ -249,32 +252,66 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 	}
 	st.Signed(p.payload)
 	authorities := s.cfg.Issuer.Authorities()
-	if !identity.IssuedBy(authorities, chain) {
+	if !identity.IssuedBy(authorities, made.chain) {
 		return nil, issueError(errNotInBundle)
 	}
-	resp := &workloadv1.IssueResponse{}
+	resp := &workloadv1.IssueResponse{Detached: made.detached}
 	if v, _ := s.cfg.Keeper.View(); v != nil {
 		resp.TimestampUrls, resp.LogUrl = v.TimestampURLs, v.LogURL
 	}
-	for _, cert := range chain {
+	for _, cert := range made.chain {
 		resp.X509Svid = append(resp.X509Svid, cert.Raw)
 	}
 	for _, a := range authorities {
 		resp.Authorities = append(resp.Authorities, a.Raw)
 	}
 	if s.cfg.Logs != nil {
-		resp.EventLog, resp.ImaLog = s.cfg.Logs(p.ev.Record)
+		resp.EventLog, resp.ImaLog = s.cfg.Logs(made.record)
 	}
 	s.cfg.Log.Info("step SVID issued", "spiffe_id", p.entry.SPIFFEID.String(), "entry", p.entry.ID,
-		"tool", hex.EncodeToString(p.ev.Record.Tool[:]), "recorder_protected", st.Protected())
+		"tool", hex.EncodeToString(made.record.Tool[:]), "recorder_protected", st.Protected(), "detached", made.detached != nil)
 	return resp, nil
 }
 
-// Logs returns the logs that a record names by digest, where they are at hand.
-type Logs func(*attest.Evidence) (eventLog, imaLog []byte)
+// stale says whether what was prepared cannot be used any more, or is not what
+// the server that answers now takes.
+func (s *Server) stale(p *prepared) bool {
+	v, err := s.cfg.Keeper.View()
+	if err != nil {
+		return false // the attempt will say why
+	}
+	if p.ev == nil {
+		return !v.Stock
+	}
+	return v.Stock || time.Since(p.at) > evidenceLife || !s.cfg.Issuer.Current(p.ev)
+}
+
+// issued is an SVID and its evidence.
+type issued struct {
+	chain    []*x509.Certificate
+	record   *attest.Evidence
+	detached []byte // nil when the SVID carries the evidence
+}
+
+func (s *Server) issue(ctx context.Context, st step, p *prepared, csr []byte) (*issued, error) {
+	if p.ev != nil {
+		chain, err := s.cfg.Issuer.SignEvidence(ctx, p.entry, csr, p.key, p.ev)
+		return &issued{chain: chain, record: p.ev.Record}, err
+	}
+	chain, err := s.cfg.Issuer.Sign(ctx, p.entry, csr, p.key)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.cfg.Issuer.Detached(ctx, st.Step, chain[0], p.entry, p.payload)
+	if err != nil {
+		return nil, err
+	}
+	b, err := d.Marshal()
+	return &issued{chain, d.Evidence, b}, err
+}
 
 // checkCSR fails unless csr is for the prepared key, proves to hold it, and
-// carries exactly the prepared evidence, byte for byte.
+// carries exactly the prepared evidence, byte for byte, or none where none was.
 func checkCSR(der []byte, p *prepared) error {
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
@@ -293,11 +330,11 @@ func checkCSR(der []byte, p *prepared) error {
 		if !x.Id.Equal(attest.ExtensionID()) {
 			continue
 		}
-		if found++; x.Critical || !bytes.Equal(x.Value, p.ev.Extension) {
+		if found++; p.ev == nil || x.Critical || !bytes.Equal(x.Value, p.ev.Extension) {
 			return errors.New("csr: carries other evidence than was prepared")
 		}
 	}
-	if found != 1 {
+	if p.ev != nil && found != 1 {
 		return fmt.Errorf("csr: carries %d evidence extensions, want the one that was prepared", found)
 	}
 	return nil

@@ -82,8 +82,8 @@ func (s *Server) Whoami(ctx context.Context, req *workloadv1.WhoamiRequest) (*wo
 		}
 		resp.EntryCreate = entryCreate(v, seen.All(), req.GetStep(), name)
 	}
-	if v.Stock {
-		resp.Notes = append(resp.Notes, identity.ErrNoEvidence.Error()+": steps are not signed with evidence")
+	if v.Stock && req.GetStep() {
+		resp.Notes = append(resp.Notes, identity.ErrNoEvidence.Error()+": what a step signs has its evidence in a file beside it")
 	}
 	// What was measured is still who asks.
 	if err := c.Check(); err != nil {
@@ -110,8 +110,6 @@ func refusalOf(v *identity.View, e *identity.Entry, step bool, seen measured.See
 		return "the entry has neither a tool nor a recorder selector: it is issued over the Workload API, not for a step"
 	case step && !e.StepComplete():
 		return "a step's entry needs both a binary:tool: and a binary:recorder selector"
-	case step && v.Stock:
-		return identity.ErrNoEvidence.Error()
 	}
 	if step {
 		for _, t := range seen.Tools {
@@ -148,11 +146,15 @@ func entryCreate(v *identity.View, selectors []string, step bool, name string) s
 	if step {
 		kind, want = "step", []string{attest.SelectorTool, attest.SelectorRecorder, attest.SelectorUnprotectedRecorder}
 	}
+	form, flag := "rootlink-server entry create --spiffe-id spiffe://%s/%s/%s --parent-id %s", "--selector"
+	if v.Stock {
+		form, flag = "spire-server entry create -spiffeID spiffe://%s/%s/%s -parentID %s", "-selector"
+	}
 	b := &strings.Builder{}
-	fmt.Fprintf(b, "rootlink-server entry create --spiffe-id spiffe://%s/%s/%s --parent-id %s", v.TrustDomain.Name(), kind, name, v.AgentID)
+	fmt.Fprintf(b, form, v.TrustDomain.Name(), kind, name, v.AgentID)
 	for _, s := range selectors {
 		if slices.ContainsFunc(want, func(p string) bool { return strings.HasPrefix(s, p) }) {
-			fmt.Fprintf(b, " --selector %s", s)
+			fmt.Fprintf(b, " %s %s", flag, s)
 		}
 	}
 	return b.String()

@@ -128,9 +128,15 @@ func (s *Server) entitled(ctx context.Context, subj measured.Subject, knock bool
 	return v, es, nil
 }
 
+// stockPatience is how long somebody who is unknown to a stock server waits for
+// an entry that was made a moment ago: that server looks at its own database
+// every five seconds.
+const stockPatience = 6 * time.Second
+
 // knock syncs until found is true of the view, or there is no hope: after one
-// sync, or a little longer with a stock server that was just attested to.
+// sync with a server of ours, a little later with a stock one.
 func (s *Server) knock(ctx context.Context, found func(*identity.View) bool) error {
+	patience := time.Now().Add(stockPatience)
 	for {
 		kctx, cancel := context.WithTimeout(ctx, knockTimeout)
 		err := s.cfg.Keeper.SyncNow(kctx)
@@ -146,10 +152,15 @@ func (s *Server) knock(ctx context.Context, found func(*identity.View) bool) err
 			// known, which is not the same as no.
 			return status.Errorf(codes.Unavailable, "no identity is known for this workload and the server cannot be asked: %s", status.Convert(err).Message())
 		}
-		if v, err := s.cfg.Keeper.View(); err == nil && found(v) || !s.cfg.Keeper.MayStillFill() {
+		v, err := s.cfg.Keeper.View()
+		if err != nil {
+			return status.Error(codes.Unavailable, err.Error())
+		}
+		if found(v) || !v.Stock || !s.cfg.Keeper.MayStillFill() && time.Now().After(patience) {
 			return nil
 		}
-		if err := sleep(ctx, nil, time.Now().Add(time.Second)); err != nil {
+		// On the second, so that all who wait share a sync.
+		if err := sleep(ctx, nil, time.Now().Truncate(time.Second).Add(time.Second)); err != nil {
 			return err
 		}
 	}

@@ -3,24 +3,21 @@ package identity
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
+	"github.com/rootlink/rootlink/internal/measured"
+	"github.com/rootlink/rootlink/internal/vouch"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
 )
-
-// Quoter makes evidence records; the node attestor plugin serves it.
-type Quoter interface {
-	Quote(ctx context.Context, in *tpmv1.QuoteRequest, opts ...grpc.CallOption) (*tpmv1.QuoteResponse, error)
-}
 
 // ErrNoEvidence means that this server takes no evidence: a stock SPIRE server.
 var ErrNoEvidence = errors.New("the server does not issue SVIDs with evidence (it is a stock SPIRE server)")
@@ -71,45 +68,58 @@ func (i *Issuer) Evidence(ctx context.Context, l Leaf) (*Evidence, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := sha256.Sum256(l.SPKI)
-	req := &tpmv1.QuoteRequest{Leaf: &tpmv1.Leaf{
-		Kind:           uint32(attest.KindLeaf),
-		KeyOrigin:      uint32(l.Origin),
-		TrustDomain:    view.TrustDomain.Name(),
-		SpiffeId:       l.SPIFFEID,
-		SvidKeySha256:  key[:],
-		AgentKeySha256: sess.KeyHash[:],
-		Executable:     l.Executable[:],
-		Recorder:       l.Recorder[:],
-		Tool:           l.Tool[:],
-		Payload:        l.Payload[:],
-		Selectors:      l.Selectors,
-		Nonce:          nonce[:],
-	}}
-	for _, p := range view.PCRs {
-		req.Pcrs = append(req.Pcrs, &tpmv1.PCRSelection{Bank: p.Bank, Indices: p.Indices})
+	leaf := &attest.Leaf{
+		Kind: attest.KindLeaf, KeyOrigin: l.Origin,
+		TrustDomain: view.TrustDomain.Name(), SPIFFEID: l.SPIFFEID,
+		SVIDKey: sha256.Sum256(l.SPKI), AgentKey: sess.KeyHash,
+		Executable: l.Executable, Recorder: l.Recorder, Tool: l.Tool,
+		Payload: l.Payload, Selectors: l.Selectors, Nonce: nonce,
 	}
-	resp, err := i.quoter.Quote(ctx, req)
+	resp, err := i.quoter.Quote(ctx, vouch.Request(leaf, view.quotePCRs()))
 	if err != nil {
 		return nil, i.quoteError(err)
 	}
 	var rec *attest.Evidence
 	var ext pkix.Extension
 	err = i.InTurn(func() (err error) {
-		if rec, err = attest.ParseRecord(resp.GetEvidence()); err == nil {
+		if rec, err = vouch.Read(resp, leaf); err == nil {
 			ext, err = rec.Extension()
 		}
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("quoter's evidence: %w", err)
-	}
-	// The quoter is a plugin: what it commits to must be what it was asked for.
-	if rec.Payload != l.Payload || rec.Nonce != nonce || rec.AgentKey != sess.KeyHash || rec.KeyOrigin != l.Origin ||
-		rec.Executable != l.Executable || rec.Tool != l.Tool || rec.Recorder != l.Recorder {
-		return nil, errors.New("quoter's evidence commits to something else than it was asked for")
+		return nil, err
 	}
 	return &Evidence{Record: rec, Extension: ext.Value, nonce: nonce, session: sess}, nil
+}
+
+// Detached has the TPM commit to an SVID that this agent just got from a server
+// that signs no evidence, for a key that the caller of a step made.
+func (i *Issuer) Detached(ctx context.Context, step *measured.Step, svid *x509.Certificate, e *Entry, payload [32]byte) (*attest.Detached, error) {
+	view, err := i.keeper.View()
+	if err != nil {
+		return nil, err
+	}
+	sess, err := i.node.Session()
+	if err != nil {
+		return nil, err
+	}
+	d, err := vouch.Detached(ctx, i.quoter, vouch.Statement{
+		Step: step, Origin: attest.OriginCaller, SPIFFEID: e.SPIFFEID, SVID: svid,
+		AgentSVID: sess.Chain, Payload: payload, PCRs: view.quotePCRs(),
+	})
+	if _, ok := status.FromError(err); ok && err != nil {
+		return nil, i.quoteError(err)
+	}
+	return d, err
+}
+
+func (v *View) quotePCRs() []*tpmv1.PCRSelection {
+	var out []*tpmv1.PCRSelection
+	for _, p := range v.PCRs {
+		out = append(out, &tpmv1.PCRSelection{Bank: p.Bank, Indices: p.Indices})
+	}
+	return out
 }
 
 // quoteError is a failed quote for the workload. A missing AK certificate

@@ -23,6 +23,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/agent/upstream"
 	"github.com/rootlink/rootlink/internal/measured"
+	"github.com/rootlink/rootlink/internal/vouch"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
@@ -31,7 +32,7 @@ type Issuer struct {
 	keeper *Keeper
 	node   *upstream.Node
 	trust  *upstream.Trust
-	quoter Quoter
+	quoter vouch.Quoter
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -54,7 +55,7 @@ func (i *Issuer) InTurn(f func() error) error {
 }
 
 // NewIssuer returns an Issuer.
-func NewIssuer(k *Keeper, node *upstream.Node, trust *upstream.Trust, quoter Quoter, log *slog.Logger) *Issuer {
+func NewIssuer(k *Keeper, node *upstream.Node, trust *upstream.Trust, quoter vouch.Quoter, log *slog.Logger) *Issuer {
 	i := &Issuer{keeper: k, node: node, trust: trust, quoter: quoter, log: log, now: time.Now, turns: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	i.batch.calls = 2 // so that a far server need not wait for us
 	i.batch.sign = func(ctx context.Context, reqs []upstream.SignRequest) (out []upstream.SignResult, err error) {

@@ -54,7 +54,10 @@ func (j *Join) Authorities(ctx context.Context) ([]*x509.Certificate, error) {
 	rand.Read(nonce[:])
 	resp, err := nodev1.NewNodeClient(conn).GetSignedBundle(ctx, &nodev1.GetSignedBundleRequest{Nonce: nonce[:]})
 	if status.Code(err) == codes.Unimplemented {
-		return nil, errors.New("server knows no join lines (is it a stock SPIRE server?): use a trust bundle")
+		return nil, &callError{
+			"ask for the signed bundle", "the server knows no join lines: it is a stock SPIRE server",
+			"start the agent with --trust-bundle FILE in place of --join: `spire-server bundle show` prints that file", err,
+		}
 	}
 	if status.Code(err) == codes.FailedPrecondition {
 		return nil, &callError{

@@ -1,22 +1,24 @@
-package agent
+package vouch
 
 import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
 
-	"github.com/rootlink/rootlink/internal/agent/endpoint"
 	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
 
-// maxLogs is how many bytes of logs go into one Issue reply; gRPC clients take
+// maxLogs is how many bytes of logs go into one reply; gRPC clients take
 // 4 MiB by default. Logs are a convenience: verifiers find them by digest.
 const maxLogs = 3 << 20
 
-// logReader returns the logs that a record names, as they are in the files. A
-// log that has grown since has another digest and is left out.
-func logReader(eventLog, imaLog string) endpoint.Logs {
+// Logs returns the logs that a record names by digest, where they are at hand.
+type Logs func(*attest.Evidence) (eventLog, imaLog []byte)
+
+// LogFiles returns the logs as they are in the files. A log that has grown since
+// has another digest and is left out.
+func LogFiles(eventLog, imaLog string) Logs {
 	return func(e *attest.Evidence) (ev, ima []byte) {
 		ev = readLog(eventLog, e.EventLog, maxLogs)
 		ima = readLog(imaLog, e.IMALog, maxLogs-int64(len(ev)))

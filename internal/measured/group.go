@@ -1,4 +1,4 @@
-package main
+package measured
 
 import (
 	"bufio"
@@ -13,15 +13,20 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 )
 
-// recorderGroup resolves --recorder-group. A group that somebody is in does not
-// protect: a member can connect with its gid and pose as the recorder.
-func recorderGroup(name string, log *slog.Logger) (gid uint32, err error) {
+// DefaultRecorderGroup is the group that rootlink is installed setgid to.
+const DefaultRecorderGroup = "rootlink"
+
+// RecorderGroup resolves what an operator named as the group of recorders: ""
+// is the default where it exists, "none" is none (gid 0). A group that somebody
+// is in does not protect: a member can connect with its gid and pose as the
+// recorder.
+func RecorderGroup(name string, log *slog.Logger) (gid uint32, err error) {
 	if name == "none" {
 		return 0, nil
 	}
 	byDefault := name == ""
 	if byDefault {
-		name = defaultGroup
+		name = DefaultRecorderGroup
 	}
 	g, err := user.LookupGroup(name)
 	if err != nil {
