@@ -245,9 +245,10 @@ func (v *Service) detached(ctx context.Context, step *measured.Step, chain []*x5
 	}
 }
 
-// passes says whether err is one that an attestation ends.
+// passes says whether err is one that an attestation ends, or a TPM that comes
+// back.
 func passes(err error) bool {
-	return errors.Is(err, ErrNoAgentSVID) || wire.IsMustAttest(err) || errors.Is(err, ErrNotReady)
+	return errors.Is(err, ErrNoAgentSVID) || errors.Is(err, ErrNotReady) || wire.IsMustAttest(err) || err != nil && status.Code(err) == codes.Unavailable
 }
 
 // ErrNotReady is what a Node answers while its host configures it.

@@ -55,6 +55,8 @@ func main() {
 			plugin, services = p.Servers()
 		}
 		pluginmain.Serve(plugin, services...)
+		// SPIRE asks its plugins to end when it does; the SDK closes nothing.
+		p.Close()
 	case "server":
 		plugin, services := nodeserver.New(nodeserver.Options{}).Servers()
 		pluginmain.Serve(plugin, services...)

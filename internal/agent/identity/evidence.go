@@ -100,6 +100,9 @@ func (i *Issuer) Detached(ctx context.Context, step *measured.Step, svid *x509.C
 	if err != nil {
 		return nil, err
 	}
+	if i.quoter == nil {
+		return nil, ErrNoQuoter
+	}
 	sess, err := i.node.Session()
 	if err != nil {
 		return nil, err

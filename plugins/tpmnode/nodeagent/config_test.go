@@ -44,7 +44,6 @@ func TestRefusesBadConfiguration(t *testing.T) {
 		"no data_dir":          {"example.org", `tpm_path = "/dev/tpmrm0"`, "data_dir"},
 		"relative data_dir":    {"example.org", `data_dir = "d"`, "absolute"},
 		"bad tpm_path":         {"example.org", "data_dir = \"/d\"\ntpm_path = \"tpm0\"", "tpm_path"},
-		"quoter_socket":        {"example.org", "data_dir = \"/d\"\nquoter_socket = \"/run/q\"", "not supported yet"},
 		"unknown EK type":      {"example.org", "data_dir = \"/d\"\nek_types = [\"rsa-1024\"]", "rsa-1024"},
 		"EK type twice":        {"example.org", "data_dir = \"/d\"\nek_types = [\"rsa-2048\", \"rsa-2048\"]", "twice"},
 		"no trust domain":      {"", `data_dir = "/d"`, "trust domain"},

@@ -40,7 +40,11 @@ type Plugin struct {
 	maxBatch     int
 	now          func() time.Time
 
-	log hclog.Logger
+	log     hclog.Logger
+	builtIn bool // in our agent, whose own socket gives evidence
+
+	configuring sync.Mutex // held by Configure and Close
+	voucher     *voucher   // guarded by configuring; nil without quoter_socket
 
 	mu   sync.RWMutex // guards node
 	node *node        // nil before Configure and after Close
@@ -84,6 +88,7 @@ func (p *Plugin) SetLogger(l hclog.Logger) { p.log = l }
 // Servers returns what our agent loads: the plugin, its configuration and the
 // Quoter.
 func (p *Plugin) Servers() (pluginsdk.PluginServer, []pluginsdk.ServiceServer) {
+	p.builtIn = true
 	plugin, services := p.ExternalServers()
 	return plugin, append(services, wire.QuoterService(p))
 }
@@ -98,10 +103,27 @@ func (p *Plugin) ExternalServers() (pluginsdk.PluginServer, []pluginsdk.ServiceS
 // directory. It does not need the TPM to answer.
 func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (_ *configv1.ConfigureResponse, err error) {
 	defer p.recover("Configure", &err)
-	c, err := parseConfig(req.GetCoreConfiguration().GetTrustDomain(), req.GetHclConfiguration())
+	c, err := p.parse(req.GetCoreConfiguration().GetTrustDomain(), req.GetHclConfiguration())
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return nil, status.Error(codes.InvalidArgument, cli.JoinHint(err.Error(), cli.HintOf(err)))
 	}
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	// First: a socket that cannot be had leaves everything as it was.
+	next, err := p.voucher.prepare(c, p.log)
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, cli.JoinHint(err.Error(), cli.HintOf(err)))
+	}
+	if err := p.open(c); err != nil {
+		next.abandon()
+		return nil, err
+	}
+	p.voucher = p.voucher.replace(next, p)
+	return &configv1.ConfigureResponse{}, nil
+}
+
+// open replaces the node by that of c.
+func (p *Plugin) open(c *config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	// The old device holds the data directory that the new one may want.
@@ -110,24 +132,35 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (_
 	c.device.QuoteLatency = p.quoteLatency
 	dev, err := tpm.Open(c.device)
 	if err != nil {
-		return nil, deviceStatus("open the TPM", err)
+		return deviceStatus("open the TPM", err)
 	}
 	p.node = &node{config: c, dev: dev}
 	p.node.q = newQuoter(p.node, p.maxBatch, p.now)
-	return &configv1.ConfigureResponse{}, nil
+	return nil
+}
+
+func (p *Plugin) parse(trustDomain, hcl string) (*config, error) {
+	c, err := parseConfig(trustDomain, hcl, slogTo(p.log))
+	if err == nil && c.voucher != nil && p.builtIn {
+		return nil, errors.New("quoter_socket is for a stock SPIRE agent: this agent's own socket gives evidence")
+	}
+	return c, err
 }
 
 // Validate checks a configuration without touching the device.
 func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (_ *configv1.ValidateResponse, err error) {
 	defer p.recover("Validate", &err)
-	if _, err := parseConfig(req.GetCoreConfiguration().GetTrustDomain(), req.GetHclConfiguration()); err != nil {
-		return &configv1.ValidateResponse{Valid: false, Notes: []string{err.Error()}}, nil
+	if _, err := p.parse(req.GetCoreConfiguration().GetTrustDomain(), req.GetHclConfiguration()); err != nil {
+		return &configv1.ValidateResponse{Valid: false, Notes: []string{cli.JoinHint(err.Error(), cli.HintOf(err))}}, nil
 	}
 	return &configv1.ValidateResponse{Valid: true}, nil
 }
 
-// Close releases the TPM and the data directory.
+// Close releases the TPM and the data directory, and removes the socket.
 func (p *Plugin) Close() error {
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	p.voucher = p.voucher.replace(nil, p)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closeNode()
