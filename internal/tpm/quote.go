@@ -22,6 +22,7 @@ type Quoted struct {
 	Signature []byte // TPMT_SIGNATURE
 	PCRs      []attest.PCRBank
 	AKName    []byte
+	Boot      attest.BootCounters
 }
 
 // QuoteNode quotes for node attestation: over the server's nonce, the AK, the
@@ -112,11 +113,16 @@ func (s *state) quote(sel []attest.PCRSelection, extraData func(akName []byte) [
 		if !steady {
 			continue
 		}
+		att, err := rsp.Quoted.Contents()
+		if err != nil {
+			return nil, fmt.Errorf("TPMS_ATTEST: %w", err)
+		}
 		return &Quoted{
 			Attest:    bytes.Clone(rsp.Quoted.Bytes()),
 			Signature: tpm2.Marshal(rsp.Signature),
 			PCRs:      pcrs,
 			AKName:    akName,
+			Boot:      attest.BootCounters{Reset: att.ClockInfo.ResetCount, Restart: att.ClockInfo.RestartCount},
 		}, nil
 	}
 	return nil, ErrPCRsChanging

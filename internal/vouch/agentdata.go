@@ -47,7 +47,7 @@ func readAgentData(dir string, td spiffeid.TrustDomain) (*agentData, error) {
 	d, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_PATH, 0)
 	if err == nil {
 		defer d.Close()
-		err = onlyOurs(d, "directory "+dir)
+		err = onlyOurs(d, dir, fs.ModeDir)
 	}
 	if err != nil {
 		return nil, dataError(err)
@@ -63,7 +63,7 @@ func readAgentData(dir string, td spiffeid.TrustDomain) (*agentData, error) {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	if err := onlyOurs(f, path); err != nil {
+	if err := onlyOurs(f, path, 0); err != nil {
 		return nil, dataError(err)
 	}
 	b, err := files.ReadAll(f, path, maxAgentData)
@@ -74,13 +74,13 @@ func readAgentData(dir string, td spiffeid.TrustDomain) (*agentData, error) {
 }
 
 // onlyOurs fails unless nobody but our own user and root can change f.
-func onlyOurs(f *os.File, name string) error {
+func onlyOurs(f *os.File, name string, kind fs.FileMode) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if !st.IsDir() && !st.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", name)
+	if st.Mode().Type() != kind {
+		return fmt.Errorf("%s is no regular file", name)
 	}
 	owner := st.Sys().(*syscall.Stat_t).Uid
 	if owner != 0 && int(owner) != os.Geteuid() {
@@ -88,7 +88,7 @@ func onlyOurs(f *os.File, name string) error {
 			"agent_data_dir must be the data_dir of the SPIRE agent that runs this plugin")
 	}
 	if st.Mode().Perm()&0o022 != 0 {
-		return cli.Hint(fmt.Errorf("%s is writable for others, who could put another agent's data there", name), "chmod go-w it")
+		return cli.Hint(fmt.Errorf("%s is writable for others, who could put another agent's data there", name), "chmod go-w "+name)
 	}
 	return nil
 }

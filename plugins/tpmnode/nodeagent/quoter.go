@@ -49,7 +49,21 @@ type certified struct {
 	akName   []byte
 	chain    [][]byte // AK certificate first
 	notAfter time.Time
+	boot     *attest.BootCounters // that the certificate names, nil when it names none
 	ek       *tpm.EK
+}
+
+// newCertified reads what the first certificate of chain, the AK's, says.
+func newCertified(akName []byte, chain [][]byte) (*certified, error) {
+	cert, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	st, err := attest.ParseAKCertificate(cert)
+	if err != nil {
+		return nil, err
+	}
+	return &certified{akName: akName, chain: chain, notAfter: cert.NotAfter, boot: st.Boot}, nil
 }
 
 type eventLog struct{ digest *attest.TypedDigest }
@@ -86,11 +100,11 @@ func (q *quoter) close() {
 
 // certified is told the AK certificate when attestation brings it.
 func (q *quoter) certified(ak *tpm.AK, chain [][]byte) {
-	cert, err := x509.ParseCertificate(chain[0])
+	c, err := newCertified(ak.Name, chain)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.cert = nil; err == nil {
-		q.cert = &certified{akName: ak.Name, chain: chain, notAfter: cert.NotAfter}
+		q.cert = c
 	}
 }
 
@@ -110,7 +124,9 @@ func (q *quoter) identity(ctx context.Context) (*certified, error) {
 				return nil, err
 			}
 		}
-		c = &certified{akName: c.akName, chain: c.chain, notAfter: c.notAfter, ek: ek}
+		with := *c
+		with.ek = ek
+		c = &with
 		q.mu.Lock()
 		q.cert = c
 		q.mu.Unlock()
@@ -133,11 +149,11 @@ func (q *quoter) fromDisk(ctx context.Context) (*certified, error) {
 	if err != nil {
 		return nil, deviceStatus("AK certificate", err)
 	}
-	cert, err := x509.ParseCertificate(chain[0])
+	c, err := newCertified(ak.Name, chain)
 	if err != nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "AK certificate: %v", err)
 	}
-	return &certified{akName: ak.Name, chain: chain, notAfter: cert.NotAfter}, nil
+	return c, nil
 }
 
 // Quote commits to one leaf and returns the finished evidence record.
@@ -255,6 +271,12 @@ func (q *quoter) wait(ctx context.Context, id *certified, leaf *attest.Leaf, pcr
 		q.cert = nil
 		q.mu.Unlock()
 		return res, status.Error(codes.FailedPrecondition, "the attestation key was replaced: the node must attest again first")
+	}
+	// No server looks at detached evidence: a verifier that finds the quote to be
+	// of another boot than the certificate refuses it when it is too late. (Of
+	// other evidence the server says so, which has the agent attest again.)
+	if leaf.Kind == attest.KindDetached && (id.boot == nil || *id.boot != res.c.Boot) {
+		return res, wire.MustAttest("the TPM was reset or restarted since its attestation key was certified")
 	}
 	return res, nil
 }
