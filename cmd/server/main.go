@@ -44,6 +44,7 @@ func newRoot() *cobra.Command {
 		authorityCommand(&at),
 		countersCommand(&at),
 		logCommand(&at),
+		tsaCommand(&at),
 	)
 	return root
 }

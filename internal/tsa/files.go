@@ -210,3 +210,14 @@ func readCertificates(path string) (root *x509.Certificate, leaves []*x509.Certi
 	}
 	return root, leaves, nil
 }
+
+// ReadCertificates returns the certificates of the authority kept in dir as they
+// are in its file: the root, then each that signs tokens, oldest first. It may be
+// in use.
+func ReadCertificates(dir string) ([]byte, error) {
+	path := filepath.Join(dir, CertFile)
+	if _, _, err := readCertificates(path); err != nil {
+		return nil, err
+	}
+	return files.Read(path, maxFile)
+}
