@@ -28,6 +28,8 @@ import (
 // runFlags are the settings of `run`; the same names with underscores are the
 // keys of server {} in the configuration file.
 type runFlags struct {
+	plugins []catalog.Config // external ones, of the file
+
 	config, logLevel, logFormat                             string
 	expandEnv                                               bool
 	trustDomain, listen, httpListen, httpURL                string
@@ -101,11 +103,14 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 	if err != nil {
 		return err
 	}
+	signals, stop := catchReload()
+	defer stop()
 	s, err := server.New(c.Context(), cfg)
 	if err != nil {
 		return explainStart(err, cfg)
 	}
 	defer s.Close()
+	go f.reloadOnSignal(c.Context(), signals, s, cfg)
 	web := "off"
 	if a := s.HTTPAddr(); a != nil {
 		web = a.String()
@@ -135,6 +140,7 @@ func (f *runFlags) readConfig(c *cobra.Command) error {
 		if err := file.ApplyPlugins(c.Flags(), map[string][]string{"NodeAttestor tpmnode": pluginKeys}); err != nil {
 			return err
 		}
+		f.plugins = externalPlugins(file)
 	}
 	if f.trustDomain == "" {
 		return cli.Usage("such as --trust-domain example.org", "no trust domain")
@@ -145,6 +151,7 @@ func (f *runFlags) readConfig(c *cobra.Command) error {
 func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, error) {
 	cfg := server.Config{
 		TrustDomain: f.trustDomain, DataDir: at.dataDir, Listen: f.listen, AdminSocket: at.adminSocket(),
+		Plugins: f.plugins,
 		EKRoots: f.ekRoots, EKAllow: f.ekAllow, EKDeny: f.ekDeny,
 		AttestationCACert: f.attestationCACert, AttestationCAKey: f.attestationCAKey,
 		EvidencePatterns: f.evidencePatterns, ParentPatterns: f.parentPatterns,
@@ -191,7 +198,7 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 	if cfg.Log, cfg.LogLevel, err = cli.Logger(c.ErrOrStderr(), f.logLevel, f.logFormat); err != nil {
 		return cfg, err
 	}
-	if len(cfg.EKRoots) == 0 && cfg.EKAllow == "" {
+	if len(cfg.EKRoots) == 0 && cfg.EKAllow == "" && len(cfg.Plugins) == 0 {
 		cfg.Log.Warn("no TPM can attest: neither --ek-roots nor --ek-allow is given",
 			"hint", "--ek-roots takes the TPM makers' certificates; `rootlink-agent tpm info` prints the EK hash of a machine for --ek-allow")
 	}
@@ -241,6 +248,8 @@ func explainStart(err error, cfg server.Config) error {
 	switch {
 	case errors.Is(err, server.ErrConfig):
 		code, hint = cli.ExitUsage, "see `"+program+" run --help`"
+	case errors.Is(err, catalog.ErrConfig):
+		code, hint = cli.ExitUsage, "correct the plugin's block in the configuration file"
 	case errors.Is(err, server.ErrInUse):
 		hint = "stop the other server, or give this one its own --data-dir and --admin-socket"
 	case errors.As(err, &plugin):
@@ -248,6 +257,8 @@ func explainStart(err error, cfg server.Config) error {
 		if plugin.Code == codes.InvalidArgument {
 			code = cli.ExitUsage
 		}
+	case catalog.Hint(err) != "":
+		hint = catalog.Hint(err)
 	case errors.Is(err, tlog.ErrOrigin):
 		code, hint = cli.ExitUsage, "leave --log-origin out: a log keeps the name that it was made with"
 	case errors.Is(err, tlog.ErrLost):

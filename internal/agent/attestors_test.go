@@ -127,4 +127,3 @@ func TestReloadTakesWhatIsRightAndKeepsTheRest(t *testing.T) {
 		}
 	}
 }
-

@@ -138,21 +138,21 @@ func (f *File) Apply(section string, flags *pflag.FlagSet) error {
 	return nil
 }
 
-// ApplyPlugins sets the flags that plugin_data names, for a program whose
-// plugins are all built in: builtin maps TYPE "NAME" (written with a space) to
-// the keys that are flags as well. Any other plugin is an error, as is one that
-// names an external program: skipping it would leave out a check that somebody
-// believes in.
+// ApplyPlugins sets the flags that plugin_data of built-in plugins names:
+// builtin maps TYPE "NAME" (written with a space) to the keys that are flags as
+// well. External plugins are the caller's; any other plugin is an error:
+// skipping it would leave out a check that somebody believes in.
 func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) error {
 	for _, p := range f.plugins {
 		keys, ok := builtin[p.Type+" "+p.Name]
 		pos := token.Pos{Line: p.Line}
 		switch {
 		case !p.Enabled:
-		case p.Cmd != "" || p.Checksum != "" || len(p.Args) != 0:
-			return f.errorf(pos, "%s %q: external plugins are not loaded by this program", p.Type, p.Name)
+		case p.Cmd != "":
+		case p.Checksum != "" || len(p.Args) != 0:
+			return f.errorf(pos, "%s %q: plugin_checksum and plugin_args without a plugin_cmd", p.Type, p.Name)
 		case !ok:
-			return f.errorf(pos, "%s %q is not built into this program", p.Type, p.Name)
+			return f.errorf(pos, "%s %q is not built into this program, and no plugin_cmd names one", p.Type, p.Name)
 		case p.data != nil:
 			if err := f.reader(flags).apply(fmt.Sprintf("plugin_data of %q", p.Name), p.data, nil, keys); err != nil {
 				return err

@@ -114,7 +114,7 @@ func TestBuiltInPluginsOnly(t *testing.T) {
 		{"disabled", "plugins {\n  KeyManager \"disk\" { enabled = false }\n}", 0},
 		{"a flag that is no key of the plugin", "plugins {\n  NodeAttestor \"tpmnode\" {\n    plugin_data { trust_domain = \"x\" }\n  }\n}", 3},
 		{"another plugin", "plugins {\n  KeyManager \"disk\" {}\n}", 2},
-		{"an external program", "plugins {\n  NodeAttestor \"tpmnode\" { plugin_cmd = \"/x\" }\n}", 2},
+		{"a checksum of nothing", "plugins {\n  NodeAttestor \"tpmnode\" { plugin_checksum = \"00\" }\n}", 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f, err := Parse("x.conf", []byte(tt.in))

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
@@ -96,7 +95,7 @@ func (a *agentService) AttestAgent(stream attestStream) (err error) {
 		level = slog.LevelDebug // what is limited must not fill the disk instead; the counter has it
 		return status.Error(codes.ResourceExhausted, "too many attestations from this address")
 	}
-	if s.attestor == nil {
+	if len(s.attestors) == 0 {
 		return status.Error(codes.Unavailable, "this server accepts no TPM: it was given neither EK roots nor an allow-list")
 	}
 	// Its end also ends the plugin's stream.
@@ -110,11 +109,12 @@ func (a *agentService) AttestAgent(stream attestStream) (err error) {
 	switch {
 	case params.GetParams() == nil || params.GetData() == nil:
 		return status.Error(codes.InvalidArgument, "malformed param: missing params")
-	case params.Data.Type != wire.PluginName:
-		return status.Errorf(codes.FailedPrecondition, "node attestation type %.100q is not known here, only %q", params.Data.Type, wire.PluginName)
+	case s.attestors[params.Data.Type] == nil:
+		return status.Errorf(codes.FailedPrecondition, "node attestation type %.100q is not known here, only %q", params.Data.Type, s.attestationTypes())
 	case len(params.Data.Payload) == 0:
 		return status.Error(codes.InvalidArgument, "malformed param: missing attestation payload")
 	}
+	at := s.attestors[params.Data.Type]
 	csr, err := parseCSR(params.Params.Csr)
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "malformed CSR: %v", err)
@@ -125,7 +125,7 @@ func (a *agentService) AttestAgent(stream attestStream) (err error) {
 	if err != nil {
 		return err
 	}
-	attrs, err := s.converse(ctx, stream, id, key, params.Data.Payload)
+	attrs, err := s.converse(ctx, at, stream, id, key, params.Data.Payload)
 	if err != nil {
 		banned := false
 		s.running.byID(id, func(at *attestation) { banned = at.banned })
@@ -136,7 +136,7 @@ func (a *agentService) AttestAgent(stream attestStream) (err error) {
 	}
 	var proved *nodeserver.Attested
 	s.running.byID(id, func(at *attestation) { proved = at.proved })
-	cert, err := s.admit(ctx, attrs, proved, csr, key != nil)
+	cert, err := s.admit(ctx, at, attrs, proved, csr, key != nil)
 	if err != nil {
 		return err
 	}
@@ -168,14 +168,29 @@ func boundKey(ctx context.Context, csr *x509.CertificateRequest) (*[32]byte, err
 
 // converse runs the attestation to the attestor's verdict. Its errors are the
 // attestor's own, which it words for callers who have proved nothing yet.
-func (s *Server) converse(ctx context.Context, stream attestStream, id string, key *[32]byte, payload []byte) (*nodeattestorv1.AgentAttributes, error) {
+func (s *Server) converse(ctx context.Context, at *attestor, stream attestStream, id string, key *[32]byte, payload []byte) (*nodeattestorv1.AgentAttributes, error) {
 	ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs(sessionMetadata, id))
 	if key != nil {
 		ctx = wire.WithAgentKey(ctx, *key)
 	}
-	plugin, err := s.attestor.Attest(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	plugin, err := at.client.Attest(ctx)
 	if err != nil {
 		return nil, err
+	}
+	// A plugin that hangs must not keep an agent, and a place here, for ever.
+	recv := func() (*nodeattestorv1.AttestResponse, error) {
+		t := time.AfterFunc(s.cfg.RoundTimeout, func() { cancel(errSlowAttestor) })
+		defer t.Stop()
+		resp, err := plugin.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, s.internal("node attestor", errors.New("it ended without a verdict"))
+		case err != nil && errors.Is(context.Cause(ctx), errSlowAttestor):
+			return nil, status.Error(codes.Unavailable, errSlowAttestor.Error())
+		}
+		return resp, err
 	}
 	send := func(r *nodeattestorv1.AttestRequest) error {
 		err := plugin.Send(r)
@@ -188,7 +203,7 @@ func (s *Server) converse(ctx context.Context, stream attestStream, id string, k
 		return nil, err
 	}
 	for range maxAttestRounds {
-		resp, err := plugin.Recv()
+		resp, err := recv()
 		if err != nil {
 			return nil, err
 		}
@@ -246,12 +261,18 @@ func receive(ctx context.Context, d time.Duration, stream attestStream) (*agentv
 
 // admit records the node and signs its agent's SVID. The record is durable
 // before the SVID leaves, and a ban that came meanwhile holds.
-func (s *Server) admit(ctx context.Context, attrs *nodeattestorv1.AgentAttributes, proved *nodeserver.Attested, csr *x509.CertificateRequest, bound bool) (*svid.SVID, error) {
-	id, err := spiffeid.FromString(attrs.GetSpiffeId())
-	if err != nil || id.TrustDomain() != s.cfg.td || !strings.HasPrefix(id.Path(), "/spire/agent/"+wire.PluginName+"/") {
-		return nil, s.internal("node attestor", fmt.Errorf("agent ID %q", attrs.GetSpiffeId()))
+func (s *Server) admit(ctx context.Context, at *attestor, attrs *nodeattestorv1.AgentAttributes, proved *nodeserver.Attested, csr *x509.CertificateRequest, bound bool) (*svid.SVID, error) {
+	typ := at.plugin.Name()
+	id, err := s.attestedID(typ, attrs)
+	if err != nil {
+		return nil, s.internal("node attestor", err)
 	}
-	if proved == nil || proved.AgentID != id.String() || proved.KeyBound != bound {
+	switch {
+	case !at.builtIn:
+		// What it proved, if it was a TPM at all, was not proved to us: this is a
+		// node without evidence.
+		proved, bound = nil, false
+	case proved == nil || proved.AgentID != id.String() || proved.KeyBound != bound:
 		return nil, s.internal("node attestor", errors.New("what was proved is missing or of another attestation"))
 	}
 	cert, err := s.issue(svid.Request{Profile: svid.Agent, ID: id, PublicKey: csr.PublicKey, SPKI: csr.RawSubjectPublicKeyInfo, TTL: s.cfg.AgentTTL})
@@ -259,11 +280,11 @@ func (s *Server) admit(ctx context.Context, attrs *nodeattestorv1.AgentAttribute
 		return nil, s.issueError(err)
 	}
 	agent := store.Agent{
-		ID: id.String(), AttestationType: wire.PluginName, Serial: cert.Serial.String(), ExpiresAt: cert.NotAfter,
+		ID: id.String(), AttestationType: typ, Serial: cert.Serial.String(), ExpiresAt: cert.NotAfter,
 		CanReattest: attrs.CanReattest, KeyBound: bound, Attestation: recordOf(proved),
 	}
 	for _, v := range attrs.SelectorValues {
-		agent.Selectors = append(agent.Selectors, store.Selector{Type: wire.PluginName, Value: v})
+		agent.Selectors = append(agent.Selectors, store.Selector{Type: typ, Value: v})
 	}
 	_, err = s.store.PutAttestedAgent(ctx, agent, "serial "+agent.Serial)
 	switch {
@@ -281,7 +302,11 @@ func (s *Server) admit(ctx context.Context, attrs *nodeattestorv1.AgentAttribute
 	return cert, nil
 }
 
+// recordOf returns nil for what another than the built-in attestor proved.
 func recordOf(p *nodeserver.Attested) *store.Attestation {
+	if p == nil {
+		return nil
+	}
 	// The key of an EK that came with a certificate is in there. The TPM's
 	// public area was parsed from the same key, so it has an encoding.
 	var ekPublic []byte

@@ -48,16 +48,16 @@ func (s *Server) loadAttestor(ctx context.Context) error {
 		Now: s.cfg.Now,
 	})
 	impl, services := s.nodeserver.Servers()
-	var err error
-	s.plugin, err = catalog.LoadBuiltIn(ctx, catalog.BuiltIn{Name: wire.PluginName, Plugin: impl, Services: services},
-		catalog.Options{TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log})
+	p, err := catalog.Load(ctx, catalog.Config{
+		Type: nodeAttestorType, Name: wire.PluginName, Data: s.attestorConfig(),
+		BuiltIn: &catalog.BuiltIn{Plugin: impl, Services: services},
+	}, catalog.Options{TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log})
 	if err != nil {
 		return err
 	}
-	if err := s.plugin.Configure(ctx, s.attestorConfig()); err != nil {
-		return err
-	}
-	s.attestor, err = s.plugin.ServerNodeAttestor()
+	a := &attestor{plugin: p, builtIn: true}
+	s.attestors[wire.PluginName] = a
+	a.client, err = p.ServerNodeAttestor()
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
+	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
@@ -77,6 +78,10 @@ type Config struct {
 	// Open connections on TCP, of all and of one address (of IPv6 a /64).
 	MaxConnections          int // default 16384, less where fewer files may be open
 	MaxConnectionsOfAddress int // default 4096: many nodes may share an address
+
+	// Plugins are external ones, NodeAttestors so far: their names are the
+	// attestation types that agents may use beside tpmnode.
+	Plugins []catalog.Config
 
 	// AdminServices register further services on the admin socket only.
 	AdminServices []func(grpc.ServiceRegistrar, *Server)

@@ -12,8 +12,8 @@ import (
 // healthEvery is how often a watcher's health is looked at.
 const healthEvery = time.Second
 
-// healthService answers for the service "": the store takes writes and an
-// authority can sign.
+// healthService answers for the service "": the store takes writes, an
+// authority can sign, and every plugin runs.
 type healthService struct {
 	grpc_health_v1.UnimplementedHealthServer
 	s *Server
@@ -67,6 +67,9 @@ func (h *healthService) status(ctx context.Context) grpc_health_v1.HealthCheckRe
 	}
 	if err == nil {
 		err = h.s.store.Check(ctx)
+	}
+	if err == nil {
+		err = h.s.pluginHealth()
 	}
 	if err != nil {
 		if ctx.Err() == nil {

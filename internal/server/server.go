@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -23,14 +24,12 @@ import (
 	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
-	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/rootlink/rootlink/internal/attestca"
-	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
@@ -68,13 +67,15 @@ type Server struct {
 	logHandler http.Handler
 	certLog    *certLog // nil without one
 
-	// The node attestor; nil when nothing makes an EK genuine.
+	// The built-in node attestor; nil when nothing makes an EK genuine.
 	nodeserver *nodeserver.Plugin
-	plugin     *catalog.Plugin
-	attestor   nodeattestorv1.NodeAttestorClient
-	running    attestations
-	rivals     rivals
-	limiter    *addressLimiter
+	// attestors are the node attestors by attestation type, built in and external.
+	attestors map[string]*attestor
+	ready     atomic.Bool // New has finished: host services may answer
+
+	running attestations
+	rivals  rivals
+	limiter *addressLimiter
 
 	judge  *policy.Judge
 	leaves replayCache
@@ -106,7 +107,11 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		}
 	}()
 	s.started, s.stopping = s.cfg.Now(), make(chan struct{})
+	s.attestors = make(map[string]*attestor)
 	if err = s.checkAttestor(ctx); err != nil {
+		return nil, err
+	}
+	if err = s.loadExternal(ctx); err != nil {
 		return nil, err
 	}
 	if s.dir, err = openDataDir(s.cfg.DataDir); err != nil {
@@ -173,6 +178,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	if s.admin, err = listenAdmin(s.cfg.AdminSocket); err != nil {
 		return nil, err
 	}
+	s.ready.Store(true)
 	return s, nil
 }
 
@@ -309,8 +315,9 @@ func (s *Server) Close() error {
 		if s.admin != nil {
 			closed(s.admin.Close())
 		}
-		if s.plugin != nil {
-			closed(s.plugin.Close())
+		s.ready.Store(false)
+		for _, a := range s.attestors {
+			closed(a.plugin.Close())
 		}
 		if s.certLog != nil {
 			closed(s.certLog.close())
