@@ -100,14 +100,29 @@ func fill(t *testing.T, s *Store) {
 	_, err = s.PutAttestedAgent(t.Context(), agent("spiffe://example.org/spire/agent/b"), "")
 	must(err)
 	must(s.BanAgent(t.Context(), "spiffe://example.org/spire/agent/b"))
+	must(s.AddAuthority(t.Context(), Authority{ID: "a0", Certificate: []byte{0}, KeyFile: "k0", PreparedAt: epoch}))
+	must(s.ActivateAuthority(t.Context(), "a0", epoch))
 	must(s.AddAuthority(t.Context(), Authority{ID: "a1", Certificate: []byte{1}, KeyFile: "k1", PreparedAt: epoch}))
 	must(s.ActivateAuthority(t.Context(), "a1", epoch))
 	must(s.AddAuthority(t.Context(), Authority{ID: "a2", Certificate: []byte{2}, KeyFile: "k2", PreparedAt: epoch.Add(time.Hour)}))
+	must(s.AddJWTAuthority(t.Context(), jwtAuthority("j0")))
+	must(s.ActivateJWTAuthority(t.Context(), "j0", epoch))
 	must(s.AddJWTAuthority(t.Context(), jwtAuthority("j1")))
 	must(s.ActivateJWTAuthority(t.Context(), "j1", epoch))
 	must(s.AddJWTAuthority(t.Context(), jwtAuthority("j2")))
 	_, err = s.PutPCRPolicy(t.Context(), "good", func(*attest.PCRPolicy) ([]attest.PCRProfile, error) { return profiles("one"), nil })
 	must(err)
+	must(putBundle(t, s, "other.org", 1))
+	federated := web(3)
+	federated.FederatesWith = []string{"other.org"}
+	create(t, s, federated)
+}
+
+func putBundle(t *testing.T, s *Store, td string, sequence uint64) error {
+	_, err := s.PutFederatedBundle(t.Context(), td, func(*FederatedBundle) (*FederatedBundle, error) {
+		return &FederatedBundle{X509Authorities: [][]byte{{1, 2}}, JWTAuthorities: []FederatedJWTKey{{ID: "k", PublicKey: []byte{3}, ExpiresAt: 4}}, RefreshHint: 5, Sequence: sequence}, nil
+	})
+	return err
 }
 
 func profiles(name string) []attest.PCRProfile {
@@ -138,7 +153,7 @@ func TestSurvivesReopening(t *testing.T) {
 		t.Fatalf("%v\n%v\n%v", before, after, err)
 	}
 	list, err := s.Authorities()
-	if err != nil || len(list) != 2 || list[0].State != svid.Active || list[1].State != svid.Prepared {
+	if err != nil || len(list) != 3 || list[0].State != svid.Retired || list[1].State != svid.Active || list[2].State != svid.Prepared {
 		t.Fatalf("%+v, %v", list, err)
 	}
 }
@@ -212,9 +227,18 @@ func TestCommitFails(t *testing.T) {
 			_, err := s.PutPCRPolicy(t.Context(), "good", func(*attest.PCRPolicy) ([]attest.PCRProfile, error) { return profiles("two"), nil })
 			return err
 		},
-		"forget policy": func(s *Store) error { return s.DeletePCRPolicy(t.Context(), "good") },
-		"serial":        func(s *Store) error { _, err := s.NextTrustSerial(t.Context()); return err },
-		"pin":           func(s *Store) error { _, err := s.PinAK(t.Context(), [32]byte{1}, []byte{1}, false); return err },
+		"bundle":     func(s *Store) error { return putBundle(t, s, "other.org", 2) },
+		"new bundle": func(s *Store) error { return putBundle(t, s, "third.org", 1) },
+		"dissociate": func(s *Store) error {
+			return s.DeleteFederatedBundle(t.Context(), "other.org", DeleteDissociate)
+		},
+		"drop bundle and entries": func(s *Store) error { return s.DeleteFederatedBundle(t.Context(), "other.org", DeleteEntries) },
+		"taint":                   func(s *Store) error { return s.TaintAuthority(t.Context(), "a0", epoch.Add(time.Hour)) },
+		"revoke":                  func(s *Store) error { return s.RevokeAuthority(t.Context(), "a0", epoch.Add(time.Hour)) },
+		"taint JWT":               func(s *Store) error { return s.TaintJWTAuthority(t.Context(), "j0", epoch.Add(time.Hour)) },
+		"forget policy":           func(s *Store) error { return s.DeletePCRPolicy(t.Context(), "good") },
+		"serial":                  func(s *Store) error { _, err := s.NextTrustSerial(t.Context()); return err },
+		"pin":                     func(s *Store) error { _, err := s.PinAK(t.Context(), [32]byte{1}, []byte{1}, false); return err },
 	}
 	for name, write := range writes {
 		for _, persisted := range []bool{false, true} {
