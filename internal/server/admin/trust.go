@@ -138,6 +138,10 @@ func (s *Service) trustedRoot(ctx context.Context) (root link.TrustedRoot, err e
 			if w.End.After(a.Certificate.NotAfter) {
 				w.End = a.Certificate.NotAfter
 			}
+			// A format without revocations has the window to say it with.
+			if from := distrusted(a); !from.IsZero() && from.Before(w.End) {
+				w.End = from
+			}
 		}
 		out = append(out, w)
 	}
@@ -164,19 +168,28 @@ func (s *Service) addAuthorityRevocations(f *link.TrustFile) error {
 		return err
 	}
 	for _, a := range list {
-		if a.RevokedAt.IsZero() {
+		from := distrusted(a)
+		if from.IsZero() {
 			continue
 		}
-		from := a.RevokedAt
-		if !a.TaintedAt.IsZero() && a.TaintedAt.Before(from) {
-			from = a.TaintedAt
-		}
-		from = from.UTC().Truncate(time.Second)
 		f.Revocations = append(f.Revocations, link.Revocation{
 			Kind: link.RevokedAuthority, ID: hex.EncodeToString(spkiHash(a.Certificate)), From: &from, Reason: "revoked by an administrator",
 		})
 	}
 	return nil
+}
+
+// distrusted is when an authority that was revoked was first distrusted, zero
+// for all others.
+func distrusted(a server.AuthorityInfo) time.Time {
+	at := a.RevokedAt
+	if at.IsZero() {
+		return at
+	}
+	if !a.TaintedAt.IsZero() && a.TaintedAt.Before(at) {
+		at = a.TaintedAt
+	}
+	return at.UTC().Truncate(time.Second)
 }
 
 func spkiHash(c *x509.Certificate) []byte {

@@ -3,7 +3,9 @@ package admin
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -249,6 +251,34 @@ func TestAuthorityWindows(t *testing.T) {
 	}
 	if !as[2].Start.Equal(epoch.Add(-svid.Backdate)) || !as[2].End.IsZero() {
 		t.Errorf("the next authority counts from %s to %s", as[2].Start, as[2].End)
+	}
+}
+
+// What a revoked authority signed after it was distrusted counts with nobody,
+// and what it signed before does.
+func TestRevokedAuthority(t *testing.T) {
+	f := newFixture(t)
+	old := server.AuthorityInfo{
+		Certificate: testCA(t, "old"), State: svid.Retired,
+		PreparedAt: epoch.Add(-3 * time.Hour), ActivatedAt: epoch.Add(-2 * time.Hour), RetiredAt: epoch.Add(-time.Minute),
+		TaintedAt: epoch.Add(-30 * time.Second),
+	}
+	active := f.authorities[0]
+	f.authorities = []server.AuthorityInfo{old, active}
+	if trust, _ := f.export(t, &adminv1.ExportTrustRequest{}); len(trust.File().Revocations) != 0 || !trust.Authorities()[0].End.After(epoch) {
+		t.Fatal("tainted is not revoked: there may still be links on their way")
+	}
+	old.RevokedAt = epoch
+	f.authorities = []server.AuthorityInfo{old, active}
+	trust, _ := f.export(t, &adminv1.ExportTrustRequest{})
+	revoked := trust.File().Revocations
+	h := sha256.Sum256(old.Certificate.RawSubjectPublicKeyInfo)
+	if len(revoked) != 1 || revoked[0].Kind != link.RevokedAuthority || revoked[0].ID != hex.EncodeToString(h[:]) ||
+		!revoked[0].From.Equal(old.TaintedAt) || revoked[0].Always {
+		t.Fatalf("%+v", revoked)
+	}
+	if as := trust.Authorities(); len(as) != 2 || !as[0].End.Equal(old.TaintedAt) {
+		t.Fatalf("it counts until %s", as[0].End)
 	}
 }
 
