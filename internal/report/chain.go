@@ -69,7 +69,11 @@ func chain(l *link.LinkResult) Chain {
 			if q.Policy != nil {
 				policy = fmt.Sprintf("PCR policy %s, revision %d", q.Policy.Name, q.Policy.Revision)
 			}
-			return []string{pcrs(q.PCRs), at(q.NonceTime), fmt.Sprintf("reset %d, restart %d", q.ResetCount, q.RestartCount), policy}
+			when, lines := q.NonceTime, []string(nil)
+			if c.Parent != nil {
+				when, lines = c.Parent.AttestedAt, []string{"PARENT EVIDENCE: " + link.EvidenceMeans(link.EvidenceParent)}
+			}
+			return append(lines, pcrs(q.PCRs), at(when), fmt.Sprintf("reset %d, restart %d", q.ResetCount, q.RestartCount), policy)
 		}),
 	}
 	return out

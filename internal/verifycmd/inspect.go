@@ -66,6 +66,7 @@ type inspected struct {
 	bare     []byte // a statement that nobody signed
 	cert     *x509.Certificate
 	evidence *attest.Evidence // nil: none
+	parent   *attest.Parent   // nil: none, or evidence of another kind
 	trust    *link.Trust
 	proof    *rekorv1.TransparencyLogEntry
 }
@@ -170,7 +171,8 @@ func decode(raw []byte) (*inspected, error) {
 		in.cert = certs[0]
 	}
 	in.evidence, err = attest.FromCertificate(in.cert)
-	if errors.Is(err, attest.ErrNoEvidence) {
+	var perr error
+	if in.parent, perr = attest.ParentFromCertificate(in.cert); perr == nil || errors.Is(err, attest.ErrNoEvidence) {
 		err = nil
 	}
 	return in, err
@@ -194,9 +196,12 @@ func (in *inspected) view() view {
 		v = append(v, timeView(in.bundle)...)
 	}
 	v.add("certificate", certificateView(in.cert))
-	if in.evidence == nil {
+	switch {
+	case in.parent != nil:
+		v.add("evidence", parentView(in.parent))
+	case in.evidence == nil:
 		v.add("evidence", "none")
-	} else {
+	default:
 		v.add("evidence", evidenceView(in.evidence))
 	}
 	return v

@@ -55,6 +55,23 @@ func evidenceView(e *attest.Evidence) (v view) {
 	v.add("nonce_time", attest.NonceTime(e.Nonce).UTC().Format(time.RFC3339Nano))
 	v.add("agent_key", hex.EncodeToString(e.AgentKey[:]))
 	v.add("leaf", fmt.Sprintf("index %d of %d under the quote", e.Index, e.Size))
+	return append(v, nodeView(e)...)
+}
+
+// parentView is what the record says, and that it says nothing of the key.
+func parentView(p *attest.Parent) (v view) {
+	v.add("kind", link.EvidenceParent)
+	v.add("means", link.EvidenceMeans(link.EvidenceParent))
+	v.add("attested_at", p.AttestedAt.Format(time.RFC3339Nano))
+	v.add("agent_key", hex.EncodeToString(p.AgentKey[:]))
+	return append(v, nodeView(&attest.Evidence{
+		Attest: p.Attest, AKCert: p.AKCert, EKChain: p.EKChain, EKPublic: p.EKPublic, PCRs: p.PCRs,
+		Policy: p.Policy, EventLog: p.EventLog, IMALog: p.IMALog,
+	})...)
+}
+
+// nodeView is what every kind of evidence says of the machine.
+func nodeView(e *attest.Evidence) (v view) {
 	v.add("quote", quoteView(e))
 	for _, b := range e.PCRs {
 		var p view

@@ -2,6 +2,7 @@ package layout
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -272,6 +273,9 @@ type demand struct {
 	do     func(*stepLink) error
 }
 
+// errNoPrograms: parent evidence is about a machine alone.
+var errNoPrograms = errors.New("the link's evidence names no program")
+
 func (s *Step) demandChecks() []demand {
 	in := func(what string, list []string, have ...string) error {
 		for _, h := range have {
@@ -299,9 +303,18 @@ func (s *Step) demandChecks() []demand {
 			}
 			return nil
 		}},
-		{"tools", len(s.Tools) > 0, func(l *stepLink) error { return in("tool", s.Tools, l.result.Chain.Programs.Tools...) }},
+		{"tools", len(s.Tools) > 0, func(l *stepLink) error {
+			p := l.result.Chain.Programs
+			if p == nil {
+				return errNoPrograms
+			}
+			return in("tool", s.Tools, p.Tools...)
+		}},
 		{"recorder", len(s.Recorders) > 0 || s.ProtectedRecorder, func(l *stepLink) error {
 			p := l.result.Chain.Programs
+			if p == nil {
+				return errNoPrograms
+			}
 			if s.ProtectedRecorder && !p.RecorderProtected {
 				return fmt.Errorf("recorder %s was unprotected: any process of its user could have spoken in its name", p.Recorder)
 			}

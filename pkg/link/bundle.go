@@ -210,7 +210,8 @@ func EventLogName(d *attest.TypedDigest) string {
 // none, in the detached record beside the bundle; nil when there is neither.
 func (b *Bundle) UnverifiedEvidence(detached []byte) *attest.Evidence {
 	e, err := attest.FromCertificate(b.leaf)
-	if errors.Is(err, attest.ErrNoEvidence) && len(detached) > 0 {
+	_, perr := attest.ParentFromCertificate(b.leaf)
+	if (errors.Is(err, attest.ErrNoEvidence) || perr == nil) && len(detached) > 0 {
 		var d *attest.Detached
 		if d, err = attest.ParseDetached(detached); err == nil {
 			e = d.Evidence
@@ -226,15 +227,20 @@ func (b *Bundle) UnverifiedEvidence(detached []byte) *attest.Evidence {
 // to its evidence: the boot event log, and the log entry of the AK certificate.
 // Empty where there is none. detached is what the file DetachedName holds.
 func (b *Bundle) NamesBeside(detached []byte) (eventLog, logProof string) {
-	e := b.UnverifiedEvidence(detached)
-	if e == nil {
+	var akCert []byte
+	var log *attest.TypedDigest
+	if e := b.UnverifiedEvidence(detached); e != nil {
+		akCert, log = e.AKCert, e.EventLog
+	} else if p, err := attest.ParentFromCertificate(b.leaf); err == nil {
+		akCert, log = p.AKCert, p.EventLog
+	} else {
 		return "", ""
 	}
-	if e.EventLog != nil {
+	if log != nil {
 		// The evidence is a stranger's: it chooses no directory.
-		if name := EventLogName(e.EventLog); path.Base(name) == name {
+		if name := EventLogName(log); path.Base(name) == name {
 			eventLog = name
 		}
 	}
-	return eventLog, LogProofName(e.AKCert)
+	return eventLog, LogProofName(akCert)
 }

@@ -66,7 +66,8 @@ func SignRecord(key crypto.Signer, leaf *x509.Certificate, d *attest.Detached, p
 // DetachedName is the name of the file beside the bundle that holds its detached
 // record; empty when the certificate carries its evidence itself.
 func (b *Bundle) DetachedName() string {
-	if _, err := attest.FromCertificate(b.leaf); !errors.Is(err, attest.ErrNoEvidence) {
+	_, err := attest.FromCertificate(b.leaf)
+	if _, perr := attest.ParentFromCertificate(b.leaf); perr != nil && !errors.Is(err, attest.ErrNoEvidence) {
 		return ""
 	}
 	return attest.DetachedFile(b.leaf.Raw, b.payloadDigest())
@@ -159,6 +160,10 @@ func (v *linkVerifier) describeDetached() {
 func (v *linkVerifier) spokenAt() time.Time {
 	if v.detached != nil {
 		return v.recordAt
+	}
+	if v.parent != nil {
+		// The server judged the node anew when it signed, with the policies of then.
+		return v.leaf.NotBefore
 	}
 	return v.verified.NonceTime()
 }

@@ -32,6 +32,8 @@ func EvidenceMeans(kind string) string {
 		return "the server checked the node's measurements before it signed the SVID"
 	case EvidenceDetached:
 		return "the node vouches, the server checked nothing"
+	case EvidenceParent:
+		return "binds no workload key: says which machine and boot state the agent that asked attested with, at the time of its last attestation"
 	}
 	return ""
 }
@@ -41,7 +43,12 @@ func EvidenceMeans(kind string) string {
 // certificate carries is the strongest: a file beside it changes nothing then.
 func (v *linkVerifier) evidenceForm() (string, error) {
 	e, err := attest.FromCertificate(v.leaf)
+	parent, perr := attest.ParentFromCertificate(v.leaf)
 	switch {
+	case perr == nil && len(v.in.Detached) == 0:
+		v.kind, v.parent = EvidenceParent, parent
+		return "in the certificate, of the node alone", nil
+	case perr == nil: // and something stronger beside the link
 	case err == nil:
 		v.kind, v.evidence = EvidenceLeaf, e
 		return fmt.Sprintf("in the certificate, 1 of %d leaves under one quote", e.Size), nil
@@ -65,20 +72,16 @@ func (v *linkVerifier) evidenceKind() (string, error) {
 		least = v.req.Evidence
 	}
 	switch {
-	case v.evidence == nil:
+	case v.evidence == nil && v.parent == nil:
 		// An SVID minted by an administrator, or one whose evidence was
 		// stripped by asking for another, is genuine and proves no hardware.
-		err := errors.New("the SVID carries no evidence, and no record lies beside the link: it was issued on nobody's measurement")
-		if least == EvidenceParent {
-			err = fmt.Errorf("%w; %s evidence: %w", err, least, ErrUnsupported)
-		}
-		return "", err
+		return "", errors.New("the SVID carries no evidence, and no record lies beside the link: it was issued on nobody's measurement")
 	case v.kind == EvidenceLeaf && v.evidence.Kind != attest.KindLeaf:
 		kind := v.evidence.Kind
 		v.evidence = nil // nothing below judges it
 		return "", fmt.Errorf("evidence of kind %d inside an SVID: %w", kind, ErrUnsupported)
 	case !atLeast(v.kind, least):
-		v.evidence = nil
+		v.evidence, v.parent = nil, nil
 		return "", fmt.Errorf("the evidence is %s (%s), the requirement wants %s", v.kind, EvidenceMeans(v.kind), least)
 	}
 	return v.kind + " evidence, at least " + least, nil

@@ -42,7 +42,11 @@ func (v *linkVerifier) words() {
 		}
 		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: what, Who: who})
 	}
+	if v.node == nil {
+		return
+	}
 	if v.verified == nil {
+		v.parentWords()
 		return
 	}
 	l := v.verified.Leaf()
@@ -51,24 +55,15 @@ func (v *linkVerifier) words() {
 		fmt.Sprintf("that TPM's PCRs had the values shown, at reset %d, restart %d", c.Quote.ResetCount, c.Quote.RestartCount),
 		fmt.Sprintf("the commitment names tool %s, recorder %s and identity %s, and was made after %s", short(hex.EncodeToString(l.Tool[:])), short(hex.EncodeToString(l.Recorder[:])), l.SPIFFEID, v.after()),
 	)
-	same := slices.ContainsFunc(v.trust.attestCAs, func(ca *x509.Certificate) bool {
-		return hexHash(spkiHash(ca)) == c.AK.CAKeySHA256 && sameOperator(ca, v.authority.Certificate)
-	})
 	out.TakenOnWordOf = append(out.TakenOnWordOf,
-		Word{What: "AK and EK live in one TPM, which is what it says it is", Who: "attestation CA " + c.AK.CertifiedBy, SameOperator: same},
+		v.certifiedWord(),
 		Word{What: v.after() + "'s time", Who: "SVID authority " + c.SVID.Authority, SameOperator: true},
 		Word{What: "tool and recorder hashes", Who: "the agent on that machine, which is as honest as its boot state and its root user"},
 	)
 	if c.Detached != nil {
 		out.TakenOnWordOf = append(out.TakenOnWordOf, c.Detached.words(l.SPIFFEID)...)
 	}
-	out.TakenOnWordOf = append(out.TakenOnWordOf, v.timeWords()...)
-	if c.EK.Basis == "allow_list" {
-		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the EK is a real TPM's", Who: "the allow-list in trust.json"})
-	}
-	if c.Quote.Policy != nil {
-		out.TakenOnWordOf = append(out.TakenOnWordOf, Word{What: "the boot state is a good one", Who: "the author of PCR policy " + c.Quote.Policy.Name + " in trust.json"})
-	}
+	v.commonWords()
 }
 
 // after is what the evidence is younger than.

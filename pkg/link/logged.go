@@ -119,7 +119,7 @@ func (r *Requirement) validateLogged() error {
 // not. One that does not verify counts for nothing: it lies beside the bundle,
 // where anybody may put it, or is of another certificate.
 func (v *linkVerifier) logProofs() (string, error) {
-	if v.verified == nil {
+	if v.node == nil {
 		return "", errSkip
 	}
 	ak, ca := v.ak, v.akIssuer

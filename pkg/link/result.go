@@ -207,6 +207,7 @@ type Chain struct {
 	EK        *EKInfo        `json:"ek,omitempty"`
 	Maker     *MakerInfo     `json:"maker_root,omitempty"`
 	Detached  *DetachedInfo  `json:"detached,omitempty"`
+	Parent    *ParentInfo    `json:"parent,omitempty"`
 }
 
 // StatementInfo is the signed statement, as the recorder said it.
@@ -245,7 +246,7 @@ type ProgramsInfo struct {
 
 // QuoteInfo is the TPM's quote and the boot state in it.
 type QuoteInfo struct {
-	NonceTime       time.Time                    `json:"nonce_time,omitzero"` // zero: detached evidence
+	NonceTime       time.Time                    `json:"nonce_time,omitzero"` // zero but of leaf evidence
 	ResetCount      uint32                       `json:"reset_count"`
 	RestartCount    uint32                       `json:"restart_count"`
 	Safe            bool                         `json:"safe"`

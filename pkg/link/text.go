@@ -129,6 +129,9 @@ func (r *Result) headline() string {
 	if software {
 		head += "  SOFTWARE TPM"
 	}
+	if slices.ContainsFunc(r.Links, func(l LinkResult) bool { return l.Evidence == EvidenceParent }) {
+		head += "  PARENT EVIDENCE ONLY"
+	}
 	return head
 }
 
@@ -259,7 +262,12 @@ func (l *LinkResult) hardware(svid *Tree) {
 	if q.SecureBoot != nil {
 		notes = append(notes, fmt.Sprintf("Secure Boot on: %t (event log replayed)", *q.SecureBoot))
 	}
-	quote := svid.Add(fmt.Sprintf("quote of %s at %s, reset %d, restart %d", pcrList(q.PCRs), stamp(q.NonceTime), q.ResetCount, q.RestartCount), notes...)
+	when := q.NonceTime
+	if c.Parent != nil {
+		when = c.Parent.AttestedAt
+		notes = append([]string{"of the agent's node, PARENT EVIDENCE: " + EvidenceMeans(EvidenceParent)}, notes...)
+	}
+	quote := svid.Add(fmt.Sprintf("quote of %s at %s, reset %d, restart %d", pcrList(q.PCRs), stamp(when), q.ResetCount, q.RestartCount), notes...)
 	software := ""
 	if c.AK.Software {
 		software = "SOFTWARE TPM, proves no hardware: "

@@ -282,6 +282,11 @@ func (t *Trust) readRequirement(r Requirement) (Requirement, error) {
 			return r, malformed("evidence %q: %w", r.Evidence, err)
 		}
 	}
+	if r.Evidence == EvidenceParent {
+		if err := r.checkPrograms(); err != nil {
+			return r, malformed("evidence %q: %w", r.Evidence, err)
+		}
+	}
 	if r.Tier == "" {
 		r.Tier = TierBootAttested
 	}

@@ -39,13 +39,19 @@ func (v *linkVerifier) codeSigning() (string, error) {
 }
 
 func (v *linkVerifier) evidenceVerify() (string, error) {
-	if v.evidence == nil {
+	if v.evidence == nil && v.parent == nil {
 		return "", errSkip
 	}
+	pcrs := func() []attest.PCRBank {
+		if v.parent != nil {
+			return v.parent.PCRs
+		}
+		return v.evidence.PCRs
+	}()
 	options := attest.Options{
 		AttestationCAs: v.trust.attestCAs,
 		EK:             v.trust.ek,
-		RequiredPCRs:   []attest.PCRSelection{{Bank: quotedBank(v.evidence), Indices: bootPCRs}},
+		RequiredPCRs:   []attest.PCRSelection{{Bank: quotedBank(pcrs), Indices: bootPCRs}},
 		EventLog:       v.in.EventLog,
 		Signatures:     v.trust.signatures,
 	}
@@ -57,6 +63,8 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 		verified, checks, err = v.verifyLeaf(options)
 	case EvidenceDetached:
 		verified, checks, err = v.verifyDetached(options)
+	case EvidenceParent:
+		checks, err = v.verifyParent(options)
 	default:
 		err = fmt.Errorf("%s evidence: %w", v.kind, ErrUnsupported)
 	}
@@ -71,7 +79,11 @@ func (v *linkVerifier) evidenceVerify() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v.verified = verified
+	if v.kind == EvidenceParent {
+		v.describe()
+		return "attested by AK " + hex.EncodeToString(v.node.AK().Name) + ", which committed to no workload key", nil
+	}
+	v.verified, v.node = verified, verified
 	v.describe()
 	return "committed to by AK " + hex.EncodeToString(verified.AK().Name), nil
 }
@@ -94,8 +106,8 @@ var bootPCRs = []uint32{0, 1, 2, 3, 4, 5, 6, 7}
 
 // quotedBank is the bank that bootPCRs are wanted of: the first that is not
 // SHA-1, which alone is never enough.
-func quotedBank(e *attest.Evidence) string {
-	for _, b := range e.PCRs {
+func quotedBank(pcrs []attest.PCRBank) string {
+	for _, b := range pcrs {
 		if b.Bank != "sha1" {
 			return b.Bank
 		}
@@ -145,16 +157,20 @@ func (v *linkVerifier) programsMeasured() (string, error) {
 func (v *linkVerifier) notRevoked() (string, error) {
 	times := []time.Time{v.at}
 	ids := [][2]string{{RevokedAuthority, hexHash(spkiHash(v.authority.Certificate))}}
+	if v.node != nil {
+		times = append(times, v.spokenAt())
+		ids = append(ids,
+			[2]string{RevokedEK, hexHash(v.node.EK().Hash)},
+			[2]string{RevokedAK, hex.EncodeToString(v.node.AK().Name)},
+			[2]string{RevokedAttestationCA, v.out.Chain.AK.CAKeySHA256},
+		)
+	}
 	if v.verified != nil {
 		l := v.verified.Leaf()
-		times = append(times, v.spokenAt())
 		for _, c := range v.verified.AgentChain() {
 			ids = append(ids, [2]string{RevokedAuthority, hexHash(spkiHash(c))})
 		}
 		ids = append(ids,
-			[2]string{RevokedEK, hexHash(v.verified.EK().Hash)},
-			[2]string{RevokedAK, hex.EncodeToString(v.verified.AK().Name)},
-			[2]string{RevokedAttestationCA, v.out.Chain.AK.CAKeySHA256},
 			[2]string{RevokedExecutable, hexHash(l.Executable)},
 			[2]string{RevokedExecutable, hexHash(l.Recorder)},
 			[2]string{RevokedExecutable, hexHash(l.Tool)},
@@ -191,10 +207,10 @@ func revokedError(r Revocation) error {
 }
 
 func (v *linkVerifier) requiredEK() (string, error) {
-	if v.req == nil || v.verified == nil || len(v.req.EKs) == 0 {
+	if v.req == nil || v.node == nil || len(v.req.EKs) == 0 {
 		return "", errSkip
 	}
-	ek := hexHash(v.verified.EK().Hash)
+	ek := hexHash(v.node.EK().Hash)
 	if !slices.Contains(v.req.EKs, ek) {
 		return "", fmt.Errorf("EK %s is not among the %d that %s may use", ek, len(v.req.EKs), v.req.Identity)
 	}
@@ -237,7 +253,7 @@ func allows(list []string, hash string) bool {
 // requiredPCRs judges the values in the evidence, which the quote's digest
 // covers, not what the server said about them.
 func (v *linkVerifier) requiredPCRs() (string, error) {
-	if v.req == nil || v.verified == nil || len(v.req.PCRPolicies) == 0 {
+	if v.req == nil || v.node == nil || len(v.req.PCRPolicies) == 0 {
 		return "", errSkip
 	}
 	var reasons []error
@@ -246,7 +262,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 		slices.SortFunc(revisions, func(a, b PCRPolicy) int { return cmp.Compare(b.Revision, a.Revision) })
 		for i := range revisions {
 			p := &revisions[i]
-			profile, err := p.match(v.verified, v.spokenAt())
+			profile, err := p.match(v.node, v.spokenAt())
 			if err != nil {
 				reasons = append(reasons, err)
 				continue
@@ -262,7 +278,7 @@ func (v *linkVerifier) requiredPCRs() (string, error) {
 // match judges at the time of the quote: for leaf evidence the nonce's, which
 // the server that keeps the policies chose itself. Without an end to old revisions, whoever boots what was taken
 // out of the policy, and has the server's keys, is back in it.
-func (p *PCRPolicy) match(e *attest.Verified, at time.Time) (profile string, err error) {
+func (p *PCRPolicy) match(e nodeEvidence, at time.Time) (profile string, err error) {
 	if !p.Replaced.IsZero() && at.After(p.Replaced.Add(replacedGrace)) {
 		return "", fmt.Errorf("PCR policy %s (revision %d) was replaced at %s, before the time of the evidence %s", p.Name, p.Revision, stamp(p.Replaced), stamp(at))
 	}
@@ -273,7 +289,7 @@ func (p *PCRPolicy) match(e *attest.Verified, at time.Time) (profile string, err
 const replacedGrace = 10 * time.Second
 
 func (v *linkVerifier) requiredTier() (string, error) {
-	if v.req == nil || v.verified == nil {
+	if v.req == nil || v.node == nil {
 		return "", errSkip
 	}
 	switch v.req.Tier {
@@ -301,10 +317,10 @@ func (v *linkVerifier) requiredStep() (string, error) {
 // policyClaim compares what the server said it matched with what its revision
 // really asks. A revision that trust.json does not know decides nothing.
 func (v *linkVerifier) policyClaim() (string, error) {
-	if v.verified == nil || v.evidence.Policy == nil {
+	if v.node == nil || v.node.Policy() == nil {
 		return "", errSkip
 	}
-	claim := v.evidence.Policy
+	claim := v.node.Policy()
 	for _, p := range v.trust.policies[claim.Name] {
 		if p.Revision != claim.Revision {
 			continue
@@ -313,7 +329,7 @@ func (v *linkVerifier) policyClaim() (string, error) {
 		if claim.Digest.Alg != "sha256" || string(claim.Digest.Value) != string(digest[:]) {
 			return "", fmt.Errorf("the server matched another PCR policy %q revision %d than trust.json holds", claim.Name, claim.Revision)
 		}
-		if _, err := p.match(v.verified, v.spokenAt()); err != nil {
+		if _, err := p.match(v.node, v.spokenAt()); err != nil {
 			return "", fmt.Errorf("the server says PCR policy %q revision %d was met: %w", claim.Name, claim.Revision, err)
 		}
 		return fmt.Sprintf("%s revision %d, as the server said", claim.Name, claim.Revision), nil
@@ -322,10 +338,10 @@ func (v *linkVerifier) policyClaim() (string, error) {
 }
 
 func (v *linkVerifier) inInventory() (string, error) {
-	if v.verified == nil || v.trust.file.EK.Inventory == nil {
+	if v.node == nil || v.trust.file.EK.Inventory == nil {
 		return "", errSkip
 	}
-	ek := hexHash(v.verified.EK().Hash)
+	ek := hexHash(v.node.EK().Hash)
 	host, ok := v.trust.file.EK.Inventory[ek]
 	if !ok {
 		return "", fmt.Errorf("EK %s is not in the inventory", ek)
@@ -334,25 +350,32 @@ func (v *linkVerifier) inInventory() (string, error) {
 	return host, nil
 }
 
-// describe fills in the chain from what attest.Verify proved.
+// describe fills in the chain from what was proved.
 func (v *linkVerifier) describe() {
-	e, q, ak, ek := v.evidence, v.verified.Quote(), v.verified.AK(), v.verified.EK()
+	q, ak, ek := v.node.Quote(), v.node.AK(), v.node.EK()
+	akCert, log := []byte(nil), (*attest.TypedDigest)(nil)
 	quote := &QuoteInfo{
-		NonceTime: v.verified.NonceTime().UTC(), ResetCount: q.ResetCount, RestartCount: q.RestartCount,
-		Safe: q.Safe, FirmwareVersion: q.FirmwareVersion, PCRs: map[string]map[string]string{}, SecureBoot: v.verified.SecureBoot(),
+		ResetCount: q.ResetCount, RestartCount: q.RestartCount,
+		Safe: q.Safe, FirmwareVersion: q.FirmwareVersion, PCRs: map[string]map[string]string{}, SecureBoot: v.node.SecureBoot(),
 	}
-	for _, b := range v.verified.PCRs() {
+	if v.parent != nil {
+		akCert, log = v.parent.AKCert, v.parent.EventLog
+	} else {
+		akCert, log = v.evidence.AKCert, v.evidence.EventLog
+		quote.NonceTime = v.verified.NonceTime().UTC()
+	}
+	for _, b := range v.node.PCRs() {
 		quote.PCRs[b.Bank] = map[string]string{}
 		for i, value := range b.Values {
 			quote.PCRs[b.Bank][strconv.FormatUint(uint64(i), 10)] = hex.EncodeToString(value)
 		}
 	}
-	if e.EventLog != nil {
-		quote.EventLog = e.EventLog.Alg + ":" + hex.EncodeToString(e.EventLog.Value)
+	if log != nil {
+		quote.EventLog = log.Alg + ":" + hex.EncodeToString(log.Value)
 	}
 	v.out.Chain.Quote = quote
 	info := &AKInfo{Name: hex.EncodeToString(ak.Name), Manufacturer: ak.Manufacturer, Firmware: ak.Firmware, Software: ak.Software}
-	if c, err := x509.ParseCertificate(e.AKCert); err == nil {
+	if c, err := x509.ParseCertificate(akCert); err == nil {
 		info.NotBefore, info.NotAfter = c.NotBefore.UTC(), c.NotAfter.UTC()
 		v.ak, v.akIssuer = c, v.attestationCA(c)
 		if ca := v.akIssuer; ca != nil {

@@ -50,10 +50,12 @@ type linkVerifier struct {
 	kind      string            // evidence.form
 	evidence  *attest.Evidence  // evidence.form; nil: there is none, or none that may be judged
 	detached  *attest.Detached  // evidence.form; nil unless the kind is that
+	parent    *attest.Parent    // evidence.form; nil unless the kind is that
 	recordAt  time.Time         // evidence.time; T of the detached record
 	recordBy  string            // evidence.time; empty: nobody attests it
 	req       *Requirement      // requirement.match
 	verified  *attest.Verified  // evidence.verify
+	node      nodeEvidence      // evidence.verify; verified, or of the kind parent
 	ak        *x509.Certificate // evidence.verify
 	akIssuer  *x509.Certificate // evidence.verify
 	tools     []string          // programs.measured; every main program of the step
@@ -290,10 +292,14 @@ func (v *linkVerifier) identityMatch() (string, error) {
 // the evidence cannot be older than it. Of detached evidence it is the SVID's
 // beginning, since the nonce is the SVID.
 func (v *linkVerifier) fresh() (string, error) {
-	if v.notBefore.IsZero() || v.verified == nil {
+	if v.notBefore.IsZero() || v.node == nil {
 		return "", errSkip
 	}
-	if n := v.verified.Earliest(); n.Before(v.notBefore) {
+	n := v.leaf.NotBefore // parent evidence may be older than what it lies in
+	if v.verified != nil {
+		n = v.verified.Earliest()
+	}
+	if n.Before(v.notBefore) {
 		return "", fmt.Errorf("the evidence is of %s or later, which may be before %s", stamp(n), stamp(v.notBefore))
 	}
 	return "not before " + stamp(v.notBefore), nil
