@@ -423,9 +423,12 @@ func lacking(q *question, c *contents) (out []lack) {
 
 // policyCited is the PCR policy that the server says it matched, nil for none.
 func policyCited(b *link.Bundle) *attest.PolicyRef {
-	e, err := attest.FromCertificate(b.UnverifiedCertificate())
-	if err != nil {
-		return nil
+	c := b.UnverifiedCertificate()
+	if e, err := attest.FromCertificate(c); err == nil {
+		return e.Policy
 	}
-	return e.Policy
+	if p, err := attest.ParentFromCertificate(c); err == nil {
+		return p.Policy
+	}
+	return nil
 }

@@ -118,7 +118,11 @@ func readBeside(name string, raw []byte) (l link.LinkInput, err error) {
 	}
 	e := l.Parsed.UnverifiedEvidence(l.Detached)
 	if e == nil {
-		return l, nil
+		p, err := attest.ParentFromCertificate(l.Parsed.UnverifiedCertificate())
+		if err != nil {
+			return l, nil
+		}
+		e = &attest.Evidence{AKCert: p.AKCert, EventLog: p.EventLog} // whose files are looked for
 	}
 	if l.EventLog, err = findEventLog(name, e); err != nil {
 		return l, err

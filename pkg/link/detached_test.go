@@ -139,7 +139,7 @@ func TestDetachedEvidenceVariants(t *testing.T) {
 		"mapped to EKs":        func(s *detachedScene) { s.requirement().PCRPolicies, s.requirement().Tier = nil, TierTPM },
 		"mapped to a policy":   func(s *detachedScene) { s.requirement().EKs = nil },
 		"at once, no token":    func(s *detachedScene) { s.noToken, s.at = true, s.signedAt },
-		"parent would do":      func(s *detachedScene) { s.requirement().Evidence = EvidenceParent },
+		"parent would do":      func(s *detachedScene) { s.requirement().parentWouldDo() },
 		"attested time needed": func(s *detachedScene) { s.file.Time.AuthoritiesNeeded = 1 },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -178,7 +178,8 @@ func TestRefusesDetachedEvidenceByPolicy(t *testing.T) {
 		"where leaf evidence is wanted": {func(s *detachedScene) { s.requirement().Evidence = "" }, "evidence.kind", "wants leaf"},
 		"mapping missing": {func(s *detachedScene) {
 			r := s.requirement()
-			r.Evidence, r.EKs, r.PCRPolicies, r.Tier = EvidenceParent, nil, nil, TierTPM
+			r.parentWouldDo()
+			r.EKs, r.PCRPolicies, r.Tier = nil, nil, TierTPM
 		}, "evidence.mapping", "which nodes may speak"},
 		"no requirement for the identity":               {func(s *detachedScene) { s.requirement().Identity = "spiffe://example.org/other" }, "requirement.match", ""},
 		"by an enrolled node that may not speak for it": {func(s *detachedScene) { s.requirement().EKs = []string{other} }, "requirement.ek", other[:0]},

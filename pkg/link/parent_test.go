@@ -25,6 +25,11 @@ func parentScene(t *testing.T, bend func(*scene, *attest.Parent)) *scene {
 	return s
 }
 
+// parentWouldDo makes parent the least kind, which allows no talk of programs.
+func (r *Requirement) parentWouldDo() {
+	r.Evidence, r.Tools, r.Recorders = EvidenceParent, []string{AnyHash}, []string{AnyHash}
+}
+
 func (s *scene) signParent(t *testing.T, bend func(*scene, *attest.Parent)) {
 	t.Helper()
 	rec := s.MakeParent(t)
@@ -93,8 +98,7 @@ func TestRefusesParentEvidenceWhereMoreIsWanted(t *testing.T) {
 
 func TestLeafEvidenceIsEnoughForParent(t *testing.T) {
 	s := newScene(t)
-	r := s.requirement()
-	r.Evidence, r.Tools, r.Recorders = EvidenceParent, []string{AnyHash}, []string{AnyHash}
+	s.requirement().parentWouldDo()
 	if res := s.accepts(t); res.Links[0].Evidence != EvidenceLeaf {
 		t.Errorf("kind %q", res.Links[0].Evidence)
 	}

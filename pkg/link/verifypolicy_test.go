@@ -22,9 +22,8 @@ func TestRefusesIdentityWithoutARequirement(t *testing.T) {
 func TestRefusesNoEvidenceWhereParentWouldDo(t *testing.T) {
 	for _, kind := range []string{EvidenceParent, EvidenceDetached} {
 		demand := func(s *scene) {
-			r := s.requirement()
-			if r.Evidence = kind; kind == EvidenceParent {
-				r.Tools, r.Recorders = []string{AnyHash}, []string{AnyHash}
+			if s.requirement().Evidence = kind; kind == EvidenceParent {
+				s.requirement().parentWouldDo()
 			}
 		}
 		s := newScene(t)
