@@ -25,7 +25,7 @@ const (
 	syncInterval = 5 * time.Second // of stock SPIRE's agent and of ours
 	syncTime     = 30 * time.Second
 	entriesEach  = 10 // that every agent is given
-	attesters    = 8
+	attesters    = 64
 )
 
 // attestAll attests every node, some at a time, and returns how long each took.
