@@ -32,6 +32,7 @@ func newRoot() *cobra.Command {
 	root := cli.Root(program, "Give the workloads of this machine identities rooted in its TPM", version.String())
 	root.AddCommand(
 		runCommand(),
+		validateCommand(),
 		cli.Group("tpm", "Look at this machine's TPM", tpmInfoCommand()),
 		cli.Group("api", "Call the Workload API of a running agent",
 			cli.Group("fetch", "Fetch what this program is entitled to", fetchX509Command(), fetchJWTCommand()),

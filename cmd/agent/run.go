@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/agent"
 	"github.com/rootlink/rootlink/internal/agent/identity"
@@ -31,9 +32,37 @@ func runCommand() *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
 		Use: "run", Short: "Attest this machine and serve its workloads", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return f.run(c) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			a, err := f.agent(c)
+			if err != nil {
+				return err
+			}
+			return a.RunWith(c.Context(), f.plug)
+		},
 	}
-	fl := c.Flags()
+	f.add(c.Flags())
+	return c
+}
+
+// validateCommand takes the flags of run, so that whatever starts the agent can
+// be tried by exchanging one word.
+func validateCommand() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use: "validate", Short: "Judge flags, configuration file and plugin_data as run would, and start nothing", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if _, err := f.agent(c); err != nil {
+				return err
+			}
+			notes, err := f.plug.Validate(c.Context(), f.cfg.Log)
+			return cli.Validated(c, notes, err)
+		},
+	}
+	f.add(c.Flags())
+	return c
+}
+
+func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.cfg.TrustDomain, "trust-domain", "", "trust domain, such as example.org (required)")
 	fl.StringVar(&f.cfg.Server, "server", defaultServer, "server as HOST:PORT")
 	fl.StringVar(&f.cfg.TrustBundle, "trust-bundle", "", "PEM file of the trust domain's X.509 authorities")
@@ -48,35 +77,35 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.group, "recorder-group", "", `group NAME or GID that rootlink is installed setgid to, "none" for none (default: "`+measured.DefaultRecorderGroup+`" where it exists)`)
 	cli.LogFlags(fl, &f.level, &f.format)
 	cli.ConfigFlags(fl, &f.config, &f.expand)
-	return c
 }
 
-func (f *runFlags) run(c *cobra.Command) (err error) {
+// agent is the agent that the flags and the file describe.
+func (f *runFlags) agent(c *cobra.Command) (_ *agent.Agent, err error) {
 	var plugins []config.Plugin
 	if f.config != "" {
 		file, err := config.Load(f.config, f.expand)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := file.Apply("agent", c.Flags()); err != nil {
-			return err
+			return nil, err
 		}
 		plugins = file.Plugins()
 	}
 	stderr := c.ErrOrStderr()
 	log, _, err := cli.Logger(stderr, f.level, f.format)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if f.cfg.RecorderGID, err = measured.RecorderGroup(f.group, log); err != nil {
-		return err
+		return nil, err
 	}
 	if strings.HasPrefix(f.cfg.Socket, "tcp:") {
-		return cli.Usage("name a path, such as "+defaultSocket, "--socket %s: %w", f.cfg.Socket, cli.ErrEndpointTCP)
+		return nil, cli.Usage("name a path, such as "+defaultSocket, "--socket %s: %w", f.cfg.Socket, cli.ErrEndpointTCP)
 	}
 	for _, p := range []*string{&f.cfg.DataDir, &f.cfg.Socket} {
 		if *p, err = absolute(*p); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	// The kernel's own may be missing; one that was named is a claim that
@@ -87,7 +116,7 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 		}
 		file, err := os.Open(p)
 		if err != nil {
-			return cli.Hint(err, "correct the path, or leave the flag out for the kernel's own log")
+			return nil, cli.Hint(err, "correct the path, or leave the flag out for the kernel's own log")
 		}
 		file.Close()
 	}
@@ -95,11 +124,11 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 	f.cfg.Ready = func(id string) { ready(stderr, id, f.cfg.Socket) }
 	a, err := agent.New(f.cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	f.plug.TrustDomain, f.plug.DataDir = f.cfg.TrustDomain, f.cfg.DataDir
 	if err := f.plug.Override(plugins); err != nil {
-		return err
+		return nil, err
 	}
 	if f.config != "" {
 		f.plug.Reread = func() ([]config.Plugin, error) {
@@ -110,7 +139,7 @@ func (f *runFlags) run(c *cobra.Command) (err error) {
 			return file.Plugins(), nil
 		}
 	}
-	return a.RunWith(c.Context(), f.plug)
+	return a, nil
 }
 
 // absolute keeps an empty path empty, which New refuses with a hint.

@@ -193,7 +193,7 @@ func (p *Plugins) reload(ctx context.Context, c PluginConfig, log *slog.Logger) 
 	for i := range p.loaded {
 		l := &p.loaded[i]
 		block, ok := next.block(l.Type(), l.Name())
-		if !ok || block.Data == l.block.Data {
+		if !ok || block.SameData(l.block) {
 			continue
 		}
 		hcl, err := next.data(block)

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -34,4 +36,22 @@ func Logger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, er
 		return slog.New(slog.NewJSONHandler(w, o)), l, nil
 	}
 	return nil, nil, Usage("text or json", "log format %q is not known", format)
+}
+
+// Validated prints what plugins note about a configuration, and that it is valid
+// unless err says otherwise.
+func Validated(c *cobra.Command, notes []string, err error) error {
+	if WantsJSON(c) && err == nil {
+		return PrintJSON(c.OutOrStdout(), struct {
+			Valid bool     `json:"valid"`
+			Notes []string `json:"notes"`
+		}{true, notes})
+	}
+	for _, n := range notes {
+		fmt.Fprintln(c.ErrOrStderr(), "note: "+n)
+	}
+	if err == nil {
+		fmt.Fprintln(c.OutOrStdout(), "valid")
+	}
+	return err
 }

@@ -12,7 +12,6 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -21,7 +20,6 @@ import (
 
 	"github.com/hashicorp/hcl/hcl/ast"
 	"github.com/hashicorp/hcl/hcl/parser"
-	"github.com/hashicorp/hcl/hcl/printer"
 	"github.com/hashicorp/hcl/hcl/token"
 	"github.com/spf13/pflag"
 
@@ -34,6 +32,7 @@ const maxFile = 1 << 20 // bytes
 // File is a parsed configuration file.
 type File struct {
 	path     string
+	content  []byte
 	sections map[string]*ast.ObjectList // "server", "agent"
 	starts   map[string]token.Pos       // of each section
 	plugins  []Plugin
@@ -51,6 +50,12 @@ type Plugin struct {
 	Line     int
 
 	data *ast.ObjectList // plugin_data as parsed, nil when absent
+}
+
+// SameData reports whether two blocks configure a plugin alike, wherever in the
+// file they are.
+func (p Plugin) SameData(q Plugin) bool {
+	return strings.TrimSpace(p.Data) == strings.TrimSpace(q.Data)
 }
 
 // Error names the place in a file that is wrong.
@@ -94,7 +99,7 @@ func Parse(path string, content []byte) (f *File, err error) {
 		}
 		return nil, usage(&Error{path, 1, err.Error()})
 	}
-	f = &File{path: path, sections: map[string]*ast.ObjectList{}, starts: map[string]token.Pos{}}
+	f = &File{path: path, content: content, sections: map[string]*ast.ObjectList{}, starts: map[string]token.Pos{}}
 	seen := map[string]bool{}
 	for _, item := range tree.Node.(*ast.ObjectList).Items {
 		name := key(item, 0)
@@ -243,11 +248,13 @@ func (f *File) readPluginKey(p *Plugin, item *ast.ObjectItem) error {
 		if !ok || len(item.Keys) != 1 {
 			return f.errorf(item.Pos(), "plugin_data must be a block")
 		}
-		var b bytes.Buffer
-		if err := printer.Fprint(&b, obj.List); err != nil {
-			return f.errorf(item.Pos(), "plugin_data: %v", err)
+		// The text as it stands, below as many empty lines as there are above it in
+		// the file: whatever line the plugin names is the file's.
+		start, end := obj.Lbrace.Offset+1, obj.Rbrace.Offset
+		if start > end || end > len(f.content) {
+			return f.errorf(item.Pos(), "plugin_data cannot be read")
 		}
-		p.Data, p.data = b.String(), obj.List
+		p.Data, p.data = strings.Repeat("\n", obj.Lbrace.Line-1)+string(f.content[start:end]), obj.List
 		return nil
 	}
 	if len(item.Keys) != 1 {

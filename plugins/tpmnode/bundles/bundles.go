@@ -8,9 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/internal/keeper"
 )
 
@@ -134,8 +132,8 @@ func (p *Plugin) load(core *configv1.CoreConfiguration, text string) (*keeper.Ke
 	if err := hcl.Decode(&c, text); err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
-	if len(c.Unused) > 0 {
-		return nil, fmt.Errorf("%w: unknown key %s", errConfig, strings.Join(slices.Sorted(maps.Keys(c.Unused)), ", "))
+	if err := hclkeys.Unknown(c.Unused); err != nil {
+		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	out := keeper.Config{
 		TrustDomain: core.GetTrustDomain(), DataDir: c.DataDir, TrustFile: c.TrustFile, SigstoreFile: c.SigstoreFile,

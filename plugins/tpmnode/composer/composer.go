@@ -9,7 +9,6 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -26,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/pkg/link"
 )
 
@@ -106,8 +106,8 @@ func load(core *configv1.CoreConfiguration, text string) (*settings, error) {
 	if err := hcl.Decode(&c, text); err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
-	if len(c.Unused) > 0 {
-		return nil, fmt.Errorf("%w: unknown key %s", errConfig, strings.Join(slices.Sorted(maps.Keys(c.Unused)), ", "))
+	if err := hclkeys.Unknown(c.Unused); err != nil {
+		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	td, err := spiffeid.TrustDomainFromString(core.GetTrustDomain())
 	if err != nil {

@@ -5,15 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/hashicorp/hcl"
 	"github.com/hashicorp/hcl/hcl/token"
 
 	"github.com/rootlink/rootlink/internal/cli"
+	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/tpm"
 	"github.com/rootlink/rootlink/internal/workload"
@@ -61,8 +60,8 @@ func parseConfig(trustDomain, text string, log *slog.Logger) (*config, error) {
 	if err := hcl.Decode(&h, text); err != nil {
 		return nil, fmt.Errorf("cannot read the configuration: %w", err)
 	}
-	if len(h.UnusedKeys) > 0 {
-		return nil, fmt.Errorf("unknown configuration keys: %s", strings.Join(slices.Sorted(maps.Keys(h.UnusedKeys)), ", "))
+	if err := hclkeys.Unknown(h.UnusedKeys); err != nil {
+		return nil, err
 	}
 	if trustDomain == "" {
 		return nil, errors.New("the host gave no trust domain")

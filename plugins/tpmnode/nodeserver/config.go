@@ -8,10 +8,8 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/hcl"
@@ -22,6 +20,7 @@ import (
 	"github.com/rootlink/rootlink/internal/attestca"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/ekfiles"
+	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/pkg/attest"
 )
@@ -106,8 +105,8 @@ func (p *Plugin) load(core *configv1.CoreConfiguration, text string, create bool
 	if err := hcl.Decode(&c, text); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
-	if len(c.Unused) > 0 {
-		return nil, nil, fmt.Errorf("%w: unknown key %s", errConfig, strings.Join(slices.Sorted(maps.Keys(c.Unused)), ", "))
+	if err := hclkeys.Unknown(c.Unused); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	td, err := spiffeid.TrustDomainFromString(core.GetTrustDomain())
 	if err != nil {

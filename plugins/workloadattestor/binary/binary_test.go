@@ -80,7 +80,7 @@ func TestConfig(t *testing.T) {
 	for _, tc := range []struct{ name, hcl, want string }{
 		{"empty", "", ""},
 		{"all keys", "hash_bytes_per_uid = 1048576\nallow_file_systems = [\"virtiofs\"]\n", ""},
-		{"unknown key", "hash_bytes_per_uid = 1\nhash_byte_per_uid = 2\n", `"hash_byte_per_uid" (line 2)`},
+		{"unknown key", "hash_bytes_per_uid = 1\nhash_byte_per_uid = 2\n", `unknown key hash_byte_per_uid (line 2)`},
 		{"wrong type", `hash_bytes_per_uid = "many"`, "cannot be read"},
 		{"negative", "hash_bytes_per_uid = -1", "negative"},
 		{"no file system type", `allow_file_systems = ["a b"]`, "file system type"},

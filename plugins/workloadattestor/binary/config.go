@@ -3,12 +3,11 @@ package binary
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/hashicorp/hcl"
 	"github.com/hashicorp/hcl/hcl/token"
 
+	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/internal/workload"
 )
 
@@ -28,18 +27,8 @@ func parseConfig(text string) (workload.Options, error) {
 	if err := hcl.Decode(&c, text); err != nil {
 		return workload.Options{}, fmt.Errorf("configuration cannot be read: %w", err)
 	}
-	if len(c.Unknown) > 0 {
-		var keys []string
-		for k, at := range c.Unknown {
-			for _, pos := range at {
-				keys = append(keys, fmt.Sprintf("%q (line %d)", k, pos.Line))
-			}
-			if len(at) == 0 {
-				keys = append(keys, fmt.Sprintf("%q", k))
-			}
-		}
-		slices.Sort(keys)
-		return workload.Options{}, fmt.Errorf("unknown configuration keys: %s", strings.Join(keys, ", "))
+	if err := hclkeys.Unknown(c.Unknown); err != nil {
+		return workload.Options{}, err
 	}
 	if c.HashBytesPerUID < 0 {
 		return workload.Options{}, errors.New("hash_bytes_per_uid is negative")
