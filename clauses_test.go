@@ -25,7 +25,7 @@ func TestClausesOfSPIFFEHaveTheirTests(t *testing.T) {
 		t.Fatalf("%s names no test", page)
 	}
 	def := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
-	clause := regexp.MustCompile(`^Test(WorkloadEndpoint|WorkloadAPI|SPIFFEID|X509SVID)Section\d`)
+	clause := regexp.MustCompile(`^Test(WorkloadEndpoint|WorkloadAPI|SPIFFEID|X509SVID|JWTSVID)Section\d`)
 	defined := map[string]bool{}
 	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {

@@ -65,3 +65,36 @@ func TestX509SVIDSection61BundleDocument(t *testing.T) {
 		}
 	}
 }
+
+// JWT-SVID §6.1: one JWK for each signing key, its use jwt-svid, its kid set.
+func TestJWTSVIDSection61BundleDocument(t *testing.T) {
+	key := forge.P256(t)
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &types.Bundle{TrustDomain: "example.org", JwtAuthorities: []*types.JWTKey{{KeyId: "one", PublicKey: spki}, {KeyId: "two", PublicKey: spki}}}
+	doc, err := bundleDocument(b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set struct{ Keys []map[string]any }
+	if err := json.Unmarshal(doc, &set); err != nil || len(set.Keys) != 2 {
+		t.Fatalf("%d keys, %v", len(set.Keys), err)
+	}
+	kids := map[any]bool{}
+	for _, k := range set.Keys {
+		if k["use"] != "jwt-svid" || k["kty"] != "EC" || k["x5c"] != nil || k["d"] != nil {
+			t.Error(k)
+		}
+		kids[k["kid"]] = true
+	}
+	if !kids["one"] || !kids["two"] {
+		t.Error(kids)
+	}
+	for name, bad := range map[string]*types.JWTKey{"no name": {PublicKey: spki}, "no key": {KeyId: "one"}} {
+		if _, err := bundleDocument(&types.Bundle{TrustDomain: "example.org", JwtAuthorities: []*types.JWTKey{bad}}, nil); err == nil {
+			t.Error(name)
+		}
+	}
+}
