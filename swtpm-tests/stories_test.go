@@ -13,8 +13,10 @@ import (
 var programs story.Programs
 
 func TestMain(m *testing.M) {
-	story.Main(m, "..", map[string]string{"resign": "./examples/resign", "borrow": "./swtpm-tests/borrow"},
-		func(p story.Programs) { programs = p })
+	story.Main(m, "..", map[string]string{
+		"resign": "./examples/resign", "borrow": "./swtpm-tests/borrow",
+		"rootlink-tpmnode": "./plugins/tpmnode", "rootlink-workloadattestor": "./plugins/workloadattestor",
+	}, func(p story.Programs) { programs = p })
 }
 
 func TestStories(t *testing.T) {
