@@ -43,7 +43,7 @@ func start(t *testing.T, path, role string) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Env = append(os.Environ(), "NodeAttestor=NodeAttestor", "TMPDIR="+dir, "PLUGIN_UNIX_SOCKET_DIR="+dir)
+	cmd.Env = append(os.Environ(), "NodeAttestor=NodeAttestor", "BundlePublisher=BundlePublisher", "CredentialComposer=CredentialComposer", "TMPDIR="+dir, "PLUGIN_UNIX_SOCKET_DIR="+dir)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -80,6 +80,7 @@ func TestPluginBinary(t *testing.T) {
 	path := binary(t)
 	t.Run("usage", func(t *testing.T) { testUsage(t, path) })
 	t.Run("serves both roles", func(t *testing.T) { testServesBothRoles(t, path) })
+	t.Run("serves the server's other roles", func(t *testing.T) { testServesTheServersOtherRoles(t, path) })
 	t.Run("agent side reaches the TPM", func(t *testing.T) { testAgentSideReachesTheTPM(t, path) })
 }
 
@@ -133,5 +134,17 @@ func testAgentSideReachesTheTPM(t *testing.T, path string) {
 	}
 	if len(m.GetPayload()) == 0 {
 		t.Errorf("the first message is %T", m.GetData())
+	}
+}
+
+func testServesTheServersOtherRoles(t *testing.T, path string) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	core := &configv1.CoreConfiguration{TrustDomain: "example.org"}
+	for _, role := range []string{"bundles", "composer"} {
+		r, err := configv1.NewConfigClient(start(t, path, role)).Validate(ctx, &configv1.ValidateRequest{CoreConfiguration: core, HclConfiguration: `no_such_key = 1`})
+		if err != nil || r.GetValid() || !strings.Contains(strings.Join(r.GetNotes(), " "), "no_such_key") {
+			t.Errorf("%s: %v, %v", role, r, err)
+		}
 	}
 }
