@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/recorder"
@@ -81,8 +82,7 @@ command cannot be run, 127 when it is not found.`,
 	f.StringVar(&s.BundleDir, "bundle-dir", ".", "`DIR` for the bundle, STEP.KEY.sigstore.json")
 	f.StringVar(&s.BundleOut, "bundle-out", "", "`FILE` for the bundle")
 	f.StringVar(&s.LinkOut, "link-out", "", "`FILE` for a classic in-toto link (Metablock with certificate) in place of the bundle")
-	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
-	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
+	sourceFlags(f, &s.Sources)
 	f.StringArrayVar(&s.ExtraEnv, "env", nil, "name of a further environment variable to record (repeatable)")
 	f.StringVar(&s.BuildID, "build-id", "", "name of the pipeline's run, which keeps its links from being mixed with others (default $"+envBuildID+")")
 	f.Var(onFailure.value(&failure), "on-failure", "when the command fails: record it, or discard")
@@ -94,6 +94,34 @@ command cannot be run, 127 when it is not found.`,
 		return cli.Fail(cli.ExitRun, err, "see `rootlink run --help`")
 	})
 	return cmd
+}
+
+// sourceFlags says where key, SVID and evidence come from.
+func sourceFlags(f *pflag.FlagSet, s *recorder.Sources) {
+	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
+	f.StringVar(&s.Quoter, "quoter-socket", "", "quoter_socket of the rootlink plugin in a SPIRE agent (default $"+recorder.EnvQuoter+")")
+	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
+	f.Var((*evidence)(&s.NoEvidence), "evidence", "hardware: by the TPM; none: sign with the Workload API's SVID alone, which ties the link to no hardware")
+}
+
+// evidence is a flag whose value none must be asked for.
+type evidence bool
+
+func (e *evidence) String() string {
+	if e != nil && bool(*e) {
+		return "none"
+	}
+	return "hardware"
+}
+
+func (e *evidence) Type() string { return "hardware|none" }
+
+func (e *evidence) Set(s string) error {
+	if s != "hardware" && s != "none" {
+		return fmt.Errorf("%q is neither hardware nor none", s)
+	}
+	*e = s == "none"
+	return nil
 }
 
 // envBuildID is one place to set for all steps of a job.

@@ -68,8 +68,7 @@ command cannot be run, 127 when it is not found.`,
 	f.StringVar(&s.Name, "step", "", "`NAME` of the bundle (default the short name of the type)")
 	f.StringVar(&s.BundleDir, "bundle-dir", ".", "`DIR` for the bundle, STEP.KEY.sigstore.json")
 	f.StringVar(&s.BundleOut, "bundle-out", "", "`FILE` for the bundle")
-	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
-	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")
+	sourceFlags(f, &s.Sources)
 	stampFlags(f, &s.Stamping, true)
 	f.DurationVar(&s.IssueTimeout, "issue-timeout", 5*time.Minute, "how long to wait for an agent, server or timestamp authority that is away")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

@@ -15,7 +15,7 @@ import (
 )
 
 func whoamiCommand() *cobra.Command {
-	var socket string
+	var from recorder.Sources
 	var sign bool
 	cmd := &cobra.Command{
 		Use:   "whoami [-- COMMAND [ARG...]]",
@@ -32,7 +32,7 @@ instruction: it never runs. --sign explains rootlink sign in the same way.`,
 			if sign && len(args) > 0 {
 				return cli.Usage("with a command, rootlink sign measures it as run does", "both --sign and a command")
 			}
-			resp, err := recorder.Whoami(socket, args, sign)
+			resp, err := recorder.Whoami(from, args, sign)
 			if cli.ExitCode(err) == cli.ExitRun { // that code is run's
 				return cli.Fail(cli.ExitInternal, err, cli.HintOf(err))
 			}
@@ -46,7 +46,8 @@ instruction: it never runs. --sign explains rootlink sign in the same way.`,
 		},
 	}
 	cmd.Flags().BoolVar(&sign, "sign", false, "explain rootlink sign without a command, where rootlink is the tool")
-	cmd.Flags().StringVar(&socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
+	cmd.Flags().StringVar(&from.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
+	cmd.Flags().StringVar(&from.Quoter, "quoter-socket", "", "quoter_socket of the rootlink plugin in a SPIRE agent (default $"+recorder.EnvQuoter+")")
 	return cmd
 }
 
@@ -67,7 +68,7 @@ type whoamiView struct {
 }
 
 type matchView struct {
-	EntryID  string   `json:"entry_id"`
+	EntryID  string   `json:"entry_id,omitempty"`
 	SPIFFEID string   `json:"spiffe_id"`
 	Missing  []string `json:"missing,omitempty"`
 	Refusal  string   `json:"refusal,omitempty"`
@@ -146,7 +147,10 @@ func printWhoami(w io.Writer, r *workloadv1.WhoamiResponse) error {
 }
 
 func (m matchView) line() string {
-	s := m.SPIFFEID + " (entry " + m.EntryID + ")"
+	s := m.SPIFFEID
+	if m.EntryID != "" { // a SPIRE agent does not tell
+		s += " (entry " + m.EntryID + ")"
+	}
 	if len(m.Missing) > 0 {
 		s += ", also needs " + strings.Join(m.Missing, ", ")
 	}

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -22,8 +21,6 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/pkg/attest"
-	"github.com/rootlink/rootlink/pkg/layout"
-	"github.com/rootlink/rootlink/pkg/link"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
 )
 
@@ -33,19 +30,33 @@ const EnvSocket = cli.EnvEndpoint
 // maxReply bounds what the agent may send: an SVID with its logs.
 const maxReply = attest.MaxEventLog + attest.MaxIMALog + 1<<20
 
-// Agent is one connection to the agent. What the agent measured stays with it.
+// Agent is one connection to rootlink-agent. What it measured stays with it.
 type Agent struct {
 	conn   *grpc.ClientConn
 	issuer workloadv1.IssuerClient
 
+	measured *workloadv1.Measurement // the last
+
 	unwatch context.CancelFunc
-	lost    chan struct{} // closed when the connection that was measured on is gone
-	why     error         // what the agent said when it left; read after lost
+	lost    loss // the connection that was measured on
 }
 
 // Connect connects to the agent's socket, from SPIFFE_ENDPOINT_SOCKET when
 // socket is empty, and then gives up the recorder group: the agent has seen it.
 func Connect(ctx context.Context, socket string) (*Agent, error) {
+	conn, err := dialAgent(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := DropGroup(); err != nil {
+		conn.Close()
+		return nil, cli.Fail(cli.ExitRun, err, "")
+	}
+	return newAgent(ctx, conn), nil
+}
+
+// dialAgent connects with the recorder group, if there is one.
+func dialAgent(ctx context.Context, socket string) (*grpc.ClientConn, error) {
 	if env := os.Getenv(EnvSocket); socket == "" && env != "" {
 		var err error
 		if socket, err = cli.EndpointSocket(env); err != nil {
@@ -56,23 +67,26 @@ func Connect(ctx context.Context, socket string) (*Agent, error) {
 		return nil, cli.Fail(cli.ExitRun, errors.New("no agent: its socket is not known"),
 			"name it with --socket or in "+EnvSocket+", as unix:///path/to/agent.sock")
 	}
+	return dial(ctx, socket, "rootlink-agent", "--socket")
+}
+
+// dial connects now. An idle connection stays: what was measured on it would go
+// with it, and a build may say nothing for hours.
+func dial(ctx context.Context, socket, daemon, flag string) (*grpc.ClientConn, error) {
 	if scheme, _, ok := strings.Cut(socket, ":"); ok && scheme != "unix" && !strings.HasPrefix(socket, "/") {
 		return nil, cli.Fail(cli.ExitRun, fmt.Errorf("%s: the agent is reached over a Unix socket only, because that is how it knows who asks", socket),
 			"use unix:///path/to/agent.sock")
 	}
-	conn, err := cli.Socket{Path: socket, Daemon: "rootlink-agent", Flag: "--socket"}.Dial(ctx,
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)))
-	if err != nil {
-		return nil, cli.Fail(cli.ExitRun, err, cli.HintOf(err))
-	}
-	if _, err := DropGroup(); err != nil {
-		conn.Close()
-		return nil, cli.Fail(cli.ExitRun, err, "")
-	}
-	a := &Agent{conn: conn, issuer: workloadv1.NewIssuerClient(conn), lost: make(chan struct{})}
+	conn, err := cli.Socket{Path: socket, Daemon: daemon, Flag: flag}.Dial(ctx,
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)), grpc.WithIdleTimeout(0))
+	return conn, cli.Fail(cli.ExitRun, err, cli.HintOf(err))
+}
+
+func newAgent(ctx context.Context, conn *grpc.ClientConn) *Agent {
+	a := &Agent{conn: conn, issuer: workloadv1.NewIssuerClient(conn), lost: newLoss()}
 	ctx, a.unwatch = context.WithCancel(context.WithoutCancel(ctx))
 	go a.watch(ctx)
-	return a, nil
+	return a
 }
 
 // Close ends the connection, and with it what was measured.
@@ -80,6 +94,10 @@ func (a *Agent) Close() error {
 	a.unwatch()
 	return a.conn.Close()
 }
+
+// Route says nothing before the tool starts: this is the way that needs no words,
+// and whether the server takes evidence shows when it has issued.
+func (a *Agent) Route() string { return "" }
 
 // watch keeps a call open for as long as the connection lives. gRPC connects
 // again by itself, but what the agent measured does not come back with it, and
@@ -91,14 +109,12 @@ func (a *Agent) watch(ctx context.Context) {
 	}
 	switch status.Code(err) {
 	case codes.PermissionDenied:
-		a.why = agentError(err)
+		a.lost.end(agentError(err))
 	case codes.Unavailable:
-		a.why = cli.Fail(cli.ExitRun, errors.New("the connection to the agent was lost, and with it what the agent measured"),
-			"look at the log of rootlink-agent, then run the step again")
-	default:
-		return // an agent without this call, or we closed it
+		a.lost.end(cli.Fail(cli.ExitRun, errors.New("the connection to the agent was lost, and with it what the agent measured"),
+			"look at the log of rootlink-agent, then run the step again"))
+	default: // an agent without this call, or we closed it
 	}
-	close(a.lost)
 }
 
 // withHeader adds what the SPIFFE Workload Endpoint specification, §3,
@@ -116,12 +132,13 @@ func (a *Agent) Measure(ctx context.Context, spiffeID string) (*workloadv1.Measu
 	if resp.GetMeasurement() == nil || len(resp.GetMeasurement().GetTool()) != sha256.Size {
 		return nil, cli.Fail(cli.ExitRun, errors.New("the agent measured no tool"), "install the agent and rootlink from one build")
 	}
+	a.measured = resp.GetMeasurement()
 	return resp, nil
 }
 
 // Whoami asks what would be issued, to this process or to its stopped tool.
-func (a *Agent) Whoami(ctx context.Context, step bool) (*workloadv1.WhoamiResponse, error) {
-	resp, err := a.issuer.Whoami(withHeader(ctx), &workloadv1.WhoamiRequest{Step: step})
+func (a *Agent) Whoami(ctx context.Context, e *Exec) (*workloadv1.WhoamiResponse, error) {
+	resp, err := a.issuer.Whoami(withHeader(ctx), &workloadv1.WhoamiRequest{Step: e != nil})
 	return resp, agentError(err)
 }
 
@@ -140,8 +157,8 @@ func agentError(err error) error {
 	if hint == "" {
 		switch st.Code() {
 		case codes.Unimplemented:
-			e.Message = "the agent at this socket cannot sign build steps: it is not rootlink-agent, or it uses a server that knows no evidence (" + what + ")"
-			hint = "signing with a stock SPIRE agent or server is not supported yet; run rootlink-agent and rootlink-server, or ask for an unsigned record with --if-unavailable unsigned"
+			e.Message = "the agent at this socket cannot sign build steps (" + what + ")"
+			hint = "install rootlink-agent and rootlink from one build, or ask for an unsigned record with --if-unavailable unsigned"
 		case codes.Unavailable, codes.DeadlineExceeded:
 			hint = "look at the logs of rootlink-agent and rootlink-server; --issue-timeout says how long to wait for them"
 		case codes.PermissionDenied:
@@ -199,29 +216,6 @@ func temporary(err error) bool {
 	return false
 }
 
-// Prepared is what a step's one key will sign: a *link.Prepared or a
-// *layout.Classic.
-type Prepared interface{ Digest() [32]byte }
-
-// Signed is a bundle and the logs that its evidence names.
-type Signed struct {
-	Bundle   *link.Bundle
-	Classic  []byte   // in place of the bundle
-	KeyHash  [32]byte // SHA-256 of the key's SPKI
-	EventLog []byte
-	IMALog   []byte
-	Evidence *attest.Evidence
-	SPIFFEID string
-	// Announced is where the server says that the signature gets its time.
-	Announced announced
-}
-
-const (
-	firstRetry = 250 * time.Millisecond
-	lastRetry  = 5 * time.Second
-	oneAttempt = time.Minute // a quote that queues behind others takes its time
-)
-
 // Sign makes a key, has the TPM commit it to the statement, gets its SVID and
 // signs. It retries under the same measurement until ctx ends; waiting is told
 // each reason.
@@ -234,48 +228,23 @@ func (a *Agent) Sign(ctx context.Context, p Prepared, waiting func(error)) (*Sig
 	if err != nil {
 		return nil, err
 	}
-	var before error // of the attempt before
-	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
-		s, err := a.signOnce(ctx, p, key, spki)
-		switch {
-		case err == nil:
-			return s, nil
-		case ctx.Err() != nil && before != nil:
-			return nil, before // the reason, not that time is up
-		case !temporary(err) || ctx.Err() != nil:
-			return nil, err
-		}
-		before = err
-		select {
-		case <-a.lost:
-			return nil, a.why
-		default:
-		}
-		waiting(err)
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-a.lost:
-			t.Stop()
-			return nil, a.why
-		case <-ctx.Done():
-			t.Stop()
-			return nil, err
-		}
-	}
+	return persist(ctx, a.lost, waiting, func(ctx context.Context) (*Signed, error) { return a.signOnce(ctx, p, key, spki) })
 }
 
 func (a *Agent) signOnce(ctx context.Context, p Prepared, key *ecdsa.PrivateKey, spki []byte) (*Signed, error) {
-	ctx, cancel := context.WithTimeout(withHeader(ctx), oneAttempt)
-	defer cancel()
+	ctx = withHeader(ctx)
 	digest := p.Digest()
 	prep, err := a.issuer.Prepare(ctx, &workloadv1.PrepareRequest{Spki: spki, PayloadSha256: digest[:]})
 	if err != nil {
 		return nil, agentError(err)
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		ExtraExtensions: []pkix.Extension{{Id: attest.ExtensionID(), Value: prep.GetEvidence()}},
-	}, key)
+	// Without evidence to put in, the server takes none: it comes with the SVID.
+	template := &x509.CertificateRequest{}
+	beside := len(prep.GetEvidence()) == 0
+	if !beside {
+		template.ExtraExtensions = []pkix.Extension{{Id: attest.ExtensionID(), Value: prep.GetEvidence()}}
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	if err != nil {
 		return nil, err
 	}
@@ -283,36 +252,23 @@ func (a *Agent) signOnce(ctx context.Context, p Prepared, key *ecdsa.PrivateKey,
 	if err != nil {
 		return nil, agentError(err)
 	}
-	if len(resp.GetX509Svid()) == 0 {
-		return nil, errors.New("the agent sent no SVID")
+	if beside != (len(resp.GetDetached()) > 0) {
+		return nil, fmt.Errorf("%w: the agent sent it in another place than it said, or not at all", ErrEvidence)
 	}
-	leaf, err := x509.ParseCertificate(resp.GetX509Svid()[0])
-	if err != nil {
-		return nil, fmt.Errorf("the SVID cannot be read: %w", err)
+	s := &svid{key: key}
+	if s.leaf, err = oneLeaf(resp.GetX509Svid()); err != nil {
+		return nil, err
 	}
-	if len(leaf.URIs) != 1 {
-		return nil, fmt.Errorf("the SVID has %d URIs, not one", len(leaf.URIs))
-	}
-	var b *link.Bundle
-	var classic []byte
-	switch p := p.(type) {
-	case *link.Prepared:
-		b, err = p.Sign(key, leaf)
-	case *layout.Classic:
-		classic, err = p.Sign(key, leaf)
-	default:
-		err = fmt.Errorf("nothing signs a %T", p)
-	}
+	signed, err := s.sign(p, func() (*attest.Detached, error) {
+		if !beside {
+			return nil, nil
+		}
+		return readDetached(resp.GetDetached(), attest.OriginCaller, a.measured)
+	})
 	if err != nil {
 		return nil, err
 	}
-	ev, err := attest.FromCertificate(leaf)
-	if err != nil {
-		return nil, err
-	}
-	return &Signed{
-		Bundle: b, Classic: classic, KeyHash: sha256.Sum256(spki), Evidence: ev, SPIFFEID: leaf.URIs[0].String(),
-		EventLog: resp.GetEventLog(), IMALog: resp.GetImaLog(),
-		Announced: announced{resp.GetTimestampUrls(), resp.GetLogUrl()},
-	}, nil
+	signed.EventLog, signed.IMALog = resp.GetEventLog(), resp.GetImaLog()
+	signed.Announced = announced{resp.GetTimestampUrls(), resp.GetLogUrl()}
+	return signed, nil
 }

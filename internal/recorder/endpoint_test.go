@@ -44,7 +44,7 @@ func TestWorkloadEndpointSection3RecorderSendsTheHeader(t *testing.T) {
 	if _, err := a.Measure(t.Context(), ""); err == nil {
 		t.Error("measured by nobody")
 	}
-	if _, err := a.Whoami(t.Context(), false); err == nil {
+	if _, err := a.Whoami(t.Context(), nil); err == nil {
 		t.Error("identified by nobody")
 	}
 	if _, err := a.Sign(t.Context(), &link.Prepared{}, func(error) {}); err == nil {

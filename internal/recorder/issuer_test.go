@@ -173,6 +173,9 @@ func (i *issuer) Prepare(ctx context.Context, req *workloadv1.PrepareRequest) (*
 }
 
 func (i *issuer) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*workloadv1.IssueResponse, error) {
+	if len(req.GetCsr()) == 0 { // asks whether we are here
+		return nil, status.Error(codes.FailedPrecondition, "measure first")
+	}
 	if err := errors.Join(i.header(ctx), hook(i.issue)); err != nil {
 		return nil, err
 	}

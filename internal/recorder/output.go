@@ -31,22 +31,55 @@ func (r *state) write(s *Signed, proof *stamp.Outcome) error {
 			return err
 		}
 	}
+	drop, err := writeDetached(dir, s)
+	if err != nil {
+		return err
+	}
 	if err := files.Write(out, b, 0o644); err != nil {
+		drop()
 		return err
 	}
 	if r.failed() {
-		r.say("the step FAILED with %s; recorded in %s and signed by %s", r.outcome(), out, s.SPIFFEID)
+		r.say("the step FAILED with %s; recorded in %s and signed by %s%s", r.outcome(), out, s.SPIFFEID, s.where())
 	} else {
-		r.say("%s signed by %s", out, s.SPIFFEID)
+		r.say("%s signed by %s%s", out, s.SPIFFEID, s.where())
 	}
-	if m := r.measured.GetMeasurement(); !m.GetRecorderProtected() {
+	if m := r.measured.GetMeasurement(); s.Evidence != nil && !m.GetRecorderProtected() {
 		r.say("the recorder is unprotected, so other programs of this user could sign in its place (%s): docs/recording.md, \"The recorder\"", m.GetUnprotectedReason())
 	}
 	return nil
 }
 
+// where says where the evidence is, if not in the SVID.
+func (s *Signed) where() string {
+	switch {
+	case s.Evidence == nil:
+		return ", WITHOUT EVIDENCE"
+	case s.Detached != nil:
+		return ", evidence in " + s.DetachedAs
+	}
+	return ""
+}
+
+// writeDetached writes evidence that lies beside, before what it is about. drop
+// takes it away again.
+func writeDetached(dir string, s *Signed) (drop func(), err error) {
+	if s.Detached == nil {
+		return func() {}, nil
+	}
+	b, err := s.Detached.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	name := filepath.Join(dir, s.DetachedAs)
+	return func() { os.Remove(name) }, files.Write(name, b, 0o644)
+}
+
 // writeLogs writes the logs that the evidence names.
 func writeLogs(dir string, s *Signed) error {
+	if s.Evidence == nil {
+		return nil
+	}
 	for _, log := range []struct {
 		digest *attest.TypedDigest
 		data   []byte
@@ -71,10 +104,15 @@ func (r *state) writeClassic(s *Signed) error {
 	if err := writeLogs(filepath.Dir(r.LinkOut), s); err != nil {
 		return err
 	}
-	if err := files.Write(r.LinkOut, s.Classic, 0o644); err != nil {
+	drop, err := writeDetached(filepath.Dir(r.LinkOut), s)
+	if err != nil {
 		return err
 	}
-	r.say("%s signed by %s, a classic link without time: what checks certificates takes it for minutes only", r.LinkOut, s.SPIFFEID)
+	if err := files.Write(r.LinkOut, s.Classic, 0o644); err != nil {
+		drop()
+		return err
+	}
+	r.say("%s signed by %s%s, a classic link without time: what checks certificates takes it for minutes only", r.LinkOut, s.SPIFFEID, s.where())
 	return nil
 }
 

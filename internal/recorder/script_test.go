@@ -62,7 +62,7 @@ func TestWhoamiSaysWhatAScriptsIdentityCovers(t *testing.T) {
 		if err := os.Chmod("x.sh", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := Whoami("", []string{"./x.sh"}, false)
+		resp, err := Whoami(Sources{}, []string{"./x.sh"}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +75,7 @@ func TestWhoamiSaysWhatAScriptsIdentityCovers(t *testing.T) {
 			}
 		}
 	}
-	if resp, err := Whoami("", []string{"true"}, false); err != nil || len(resp.GetNotes()) != 0 {
+	if resp, err := Whoami(Sources{}, []string{"true"}, false); err != nil || len(resp.GetNotes()) != 0 {
 		t.Errorf("of a program: %v, %v", resp.GetNotes(), err)
 	}
 }

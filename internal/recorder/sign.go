@@ -38,8 +38,7 @@ type Sign struct {
 	Name      string // of the bundle; "" is that of the type
 	BundleDir string
 	BundleOut string
-	Socket    string
-	SPIFFEID  string
+	Sources   Sources
 
 	IssueTimeout time.Duration
 	Stamping     Stamping
@@ -98,7 +97,7 @@ func (s *Sign) validate() (uri string, images []link.Resource, step *Step, err e
 	}
 	step = &Step{
 		Name: name, Command: s.Command, Products: []string{"."}, Exclude: s.Exclude,
-		BundleDir: s.BundleDir, BundleOut: s.BundleOut, Socket: s.Socket, SPIFFEID: s.SPIFFEID,
+		BundleDir: s.BundleDir, BundleOut: s.BundleOut, Sources: s.Sources,
 		IssueTimeout: s.IssueTimeout, Stamping: s.Stamping, Stderr: s.Stderr, MainOnly: true,
 	}
 	if len(s.Command) == 0 {
@@ -125,7 +124,7 @@ func (s *Sign) Run() (code int, err error) {
 	if err := r.connect(); err != nil {
 		return 0, err
 	}
-	defer r.agent.Close()
+	defer r.source.Close()
 	before, err := s.hash(r, nil)
 	if err != nil {
 		return 0, explain(err)
@@ -257,7 +256,7 @@ func (s *Sign) issue(ctx context.Context, r *state, p *link.Prepared) error {
 	if err != nil {
 		return err
 	}
-	if r.SPIFFEID != "" && signed.SPIFFEID != r.SPIFFEID {
+	if id := r.Sources.SPIFFEID; id != "" && signed.SPIFFEID != id {
 		return fmt.Errorf("the agent issued %s, not the identity that --spiffe-id asks for", signed.SPIFFEID)
 	}
 	return r.finish(ctx, signed)

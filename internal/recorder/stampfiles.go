@@ -13,6 +13,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/files"
 	"github.com/rootlink/rootlink/internal/stamp"
+	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/timestamp"
 )
@@ -35,6 +36,13 @@ type StampedView struct {
 	Timestamps []TokenView `json:"timestamps"`
 	Entries    []EntryView `json:"log_entries"`
 	AKProof    string      `json:"ak_proof,omitempty"` // file beside the bundle
+	Record     *RecordView `json:"record,omitempty"`
+}
+
+// RecordView is the detached record beside the bundle.
+type RecordView struct {
+	File      string     `json:"file"`
+	Timestamp *TokenView `json:"timestamp,omitempty"`
 }
 
 // TokenView is one timestamp token.
@@ -107,7 +115,11 @@ func (s *StampFiles) one(ctx context.Context, name string, plan stamp.Plan) erro
 	defer cancel()
 	c := stamp.NewClient()
 	defer c.Close()
-	out, err := c.Complete(limited, b, plan, Teller(func(msg string) {
+	record, recordName, err := readRecord(name, b)
+	if err != nil {
+		return err
+	}
+	out, err := c.CompleteWith(limited, b, record, plan, Teller(func(msg string) {
 		fmt.Fprintln(s.Stderr, "rootlink: "+cli.Clean(fmt.Sprintf("waiting, up to %s: %s", s.Timeout, msg)))
 	}))
 	if errors.Is(err, stamp.ErrTooLate) {
@@ -121,16 +133,21 @@ func (s *StampFiles) one(ctx context.Context, name string, plan stamp.Plan) erro
 			return err
 		}
 	}
+	if out.Detached != nil {
+		raw, err := out.Detached.Marshal()
+		if err != nil {
+			return err
+		}
+		if err := replace(recordName, raw); err != nil {
+			return err
+		}
+	}
 	if out.Changed {
 		raw, err := out.Bundle.Marshal()
 		if err != nil {
 			return err
 		}
-		st, err := os.Stat(name)
-		if err != nil {
-			return err
-		}
-		if err := files.Write(name, raw, st.Mode().Perm()); err != nil {
+		if err := replace(name, raw); err != nil {
 			return err
 		}
 	}
@@ -141,6 +158,36 @@ func (s *StampFiles) one(ctx context.Context, name string, plan stamp.Plan) erro
 	}
 	until := b.UnverifiedCertificate().NotAfter.UTC()
 	return cli.Fail(cli.ExitInternal, out.Err(), "what was obtained is in it; the rest can be had until "+until.Format(time.RFC3339))
+}
+
+// replace writes over a file that is there.
+func replace(name string, raw []byte) error {
+	st, err := os.Stat(name)
+	if err != nil {
+		return err
+	}
+	return files.Write(name, raw, st.Mode().Perm())
+}
+
+// readRecord reads the detached record beside a bundle; nil where there is none.
+func readRecord(name string, b *link.Bundle) (*attest.Detached, string, error) {
+	as := b.DetachedName()
+	if as == "" {
+		return nil, "", nil
+	}
+	file := filepath.Join(filepath.Dir(name), as)
+	raw, err := files.Read(file, attest.MaxDetached)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, "", nil // signed without evidence, or it lies elsewhere
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	d, err := attest.ParseDetached(raw)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", file, err)
+	}
+	return d, file, nil
 }
 
 func readBundle(name string) (*link.Bundle, error) {
@@ -173,6 +220,21 @@ func stampedView(name string) (v StampedView, err error) {
 	for _, e := range b.LogEntries() {
 		v.Entries = append(v.Entries, EntryView{e.GetLogIndex(), e.GetInclusionProof().GetTreeSize(), hex.EncodeToString(e.GetLogId().GetKeyId())})
 	}
+	d, file, err := readRecord(name, b)
+	if err != nil {
+		return v, err
+	}
+	if d != nil {
+		v.Record = &RecordView{File: filepath.Base(file)}
+		if len(d.Token) > 0 {
+			t, err := timestamp.Parse(d.Token)
+			if err != nil {
+				return v, fmt.Errorf("%s: %w", file, err)
+			}
+			id := t.UnverifiedSigner()
+			v.Record.Timestamp = &TokenView{t.UnverifiedTime().UTC(), hex.EncodeToString(id[:])}
+		}
+	}
 	if ak := stamp.AKCertificate(b); ak != nil {
 		if _, err := os.Stat(filepath.Join(filepath.Dir(name), link.LogProofName(ak))); err == nil {
 			v.AKProof = link.LogProofName(ak)
@@ -198,6 +260,12 @@ func (v StampedView) print(w io.Writer) {
 	}
 	if len(v.Entries) == 0 {
 		fmt.Fprintln(w, "  NO LOG ENTRY")
+	}
+	switch {
+	case v.Record != nil && v.Record.Timestamp != nil:
+		fmt.Fprintf(w, "  evidence beside it, timestamp %s by certificate %s\n", v.Record.Timestamp.Time.Format(time.RFC3339), v.Record.Timestamp.Signer[:12])
+	case v.Record != nil:
+		fmt.Fprintln(w, "  evidence beside it, NO TIMESTAMP")
 	}
 	if v.AKProof != "" {
 		fmt.Fprintf(w, "  proof of the AK certificate beside it\n")

@@ -106,7 +106,7 @@ func (r *state) finish(ctx context.Context, s *Signed) error {
 	until := s.Bundle.UnverifiedCertificate().NotAfter.UTC()
 	if plan.Empty() {
 		if !r.Stamping.off() {
-			r.say("the server names no timestamp authority and no log, so this will verify until %s only; --timestamp-url names one", until.Format(time.RFC3339))
+			r.say("nobody names a timestamp authority or a log, so this will verify until %s only; --timestamp-url names one", until.Format(time.RFC3339))
 		}
 		return r.write(s, nil)
 	}
@@ -118,6 +118,9 @@ func (r *state) finish(ctx context.Context, s *Signed) error {
 		out = &stamp.Outcome{Bundle: s.Bundle, Missing: []stamp.Missing{{What: "timestamp and log entry", URL: "anybody", Err: err, Needed: true}}}
 	}
 	s.Bundle = out.Bundle
+	if out.Detached != nil {
+		s.Detached = out.Detached
+	}
 	if err := r.write(s, out); err != nil {
 		return err
 	}
@@ -166,7 +169,7 @@ func (r *state) complete(ctx context.Context, s *Signed, plan stamp.Plan) (*stam
 	p := cli.NewProgress(r.Stderr)
 	defer p.Done()
 	p.Printf("getting timestamp and log entry")
-	out, err := c.Complete(limited, s.Bundle, plan, Teller(func(msg string) {
+	out, err := c.CompleteWith(limited, s.Bundle, s.Detached, plan, Teller(func(msg string) {
 		r.say("waiting for time, up to %s: %s", r.IssueTimeout, msg)
 	}))
 	if errors.Is(err, context.Canceled) && ctx.Err() == nil {

@@ -33,8 +33,7 @@ type Step struct {
 	BundleDir string // "" with BundleOut
 	BundleOut string
 	LinkOut   string // a classic link, in place of the bundle
-	Socket    string // of the agent, "" for SPIFFE_ENDPOINT_SOCKET
-	SPIFFEID  string // which identity, when several match
+	Sources   Sources
 	ExtraEnv  []string
 	BuildID   string // names the run of the pipeline, "" when it has none
 
@@ -77,6 +76,9 @@ func (s *Step) validate() error {
 	case s.IssueTimeout <= 0:
 		return usage("such as 5m", "--issue-timeout must be positive")
 	}
+	if err := s.Sources.check(); err != nil {
+		return err
+	}
 	if err := s.Stamping.check(); err != nil {
 		return err
 	}
@@ -113,7 +115,7 @@ func (s *Step) validate() error {
 // state is what a run has found out so far.
 type state struct {
 	*Step
-	agent    *Agent // nil when the record will be unsigned
+	source   source // nil when the record will be unsigned
 	measured *workloadv1.MeasureResponse
 	execs    []link.Executable // of the main process, as the agent measured them
 	ran
@@ -136,8 +138,8 @@ func (s *Step) Run() (code int, err error) {
 		return 0, err
 	}
 	defer func() {
-		if r.agent != nil {
-			r.agent.Close()
+		if r.source != nil {
+			r.source.Close()
 		}
 	}()
 	materials, err := r.before(env)
@@ -202,10 +204,16 @@ func interruptible() (context.Context, context.CancelFunc) {
 func (r *state) connect() error {
 	ctx, stop := interruptible()
 	defer stop()
-	a, err := Connect(ctx, r.Socket)
+	src, err := r.Sources.open(ctx)
 	if err == nil {
-		r.agent = a
+		r.source = src
+		if route := src.Route(); route != "" {
+			r.say("%s", route)
+		}
 		return nil
+	}
+	if ctx.Err() != nil {
+		return explain(ctx.Err())
 	}
 	if _, derr := DropGroup(); derr != nil {
 		return derr
@@ -219,9 +227,9 @@ func (r *state) connect() error {
 
 // unsigned gives up signing, loudly.
 func (r *state) unsigned(why error) {
-	if r.agent != nil {
-		r.agent.Close()
-		r.agent = nil
+	if r.source != nil {
+		r.source.Close()
+		r.source = nil
 	}
 	r.say("UNSIGNED: %s", why)
 }
@@ -267,7 +275,7 @@ func (r *state) hash(ctx context.Context, what string, paths []string, before *R
 
 // onExec has the tool measured while it is stopped.
 func (r *state) onExec(e *Exec) error {
-	if r.agent == nil {
+	if r.source == nil {
 		return r.note(e, nil)
 	}
 	outer := context.Background()
@@ -279,7 +287,7 @@ func (r *state) onExec(e *Exec) error {
 	}
 	ctx, cancel := context.WithTimeout(outer, r.IssueTimeout)
 	defer cancel()
-	m, err := r.agent.Measure(ctx, r.SPIFFEID)
+	m, err := r.source.Measure(ctx, r.Sources.SPIFFEID)
 	if outer.Err() != nil {
 		return outer.Err()
 	}
@@ -293,6 +301,12 @@ func (r *state) onExec(e *Exec) error {
 			err = cli.Hint(fmt.Errorf("the tool went on to run %s: %w", e.Path, err), cli.HintOf(err))
 		}
 		return err
+	}
+	if m == nil {
+		if e.N == 1 {
+			r.stmt.Environment.Recorder += " (no evidence)"
+		}
+		return r.note(e, nil)
 	}
 	r.measured = m
 	if _, err := r.Stamping.final(announced{m.GetTimestampUrls(), m.GetLogUrl()}); err != nil {
@@ -352,18 +366,15 @@ func (r *state) after(materials *Recording) error {
 		return cli.Fail(cli.ExitRun, errors.New("the products are empty directories: nothing to sign"), "check --products and --exclude")
 	}
 	r.noteSkipped(materials, products)
-	if self, err := os.Readlink("/proc/self/exe"); err == nil && r.measured != nil {
-		r.execs = append(r.execs, link.Executable{
-			Path: self, Role: "recorder",
-			Digest: map[string]string{"sha256": hex.EncodeToString(r.measured.GetMeasurement().GetRecorder())},
-		})
+	if err := r.noteRecorder(); err != nil {
+		return err
 	}
 	r.noteRan()
 	prepared, err := link.Prepare(&r.stmt)
 	if err != nil {
 		return err
 	}
-	if r.agent == nil {
+	if r.source == nil {
 		return r.writeUnsigned(prepared)
 	}
 	var toSign Prepared = prepared
@@ -380,13 +391,32 @@ func (r *state) after(materials *Recording) error {
 		}
 		return err
 	}
-	if r.SPIFFEID != "" && signed.SPIFFEID != r.SPIFFEID {
+	if id := r.Sources.SPIFFEID; id != "" && signed.SPIFFEID != id {
 		return fmt.Errorf("the agent issued %s, not the identity that --spiffe-id asks for", signed.SPIFFEID)
 	}
 	if r.LinkOut != "" {
 		return r.writeClassic(signed)
 	}
 	return r.finish(ctx, signed)
+}
+
+// noteRecorder says who recorded: as the agent measured it, or as we see ourselves
+// where nobody did.
+func (r *state) noteRecorder() error {
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil || r.source == nil {
+		return nil
+	}
+	sum := r.measured.GetMeasurement().GetRecorder()
+	if r.measured == nil {
+		own, err := ownHash()
+		if err != nil {
+			return err
+		}
+		sum = own[:]
+	}
+	r.execs = append(r.execs, link.Executable{Path: self, Role: "recorder", Digest: map[string]string{"sha256": hex.EncodeToString(sum)}})
+	return nil
 }
 
 // maxSkipped bounds what is listed of names without content.
@@ -428,7 +458,7 @@ func (r *state) sign(ctx context.Context, p Prepared) (*Signed, error) {
 			tell("the agent has not answered yet; is its TPM there?")
 		}
 	})
-	s, err := r.agent.Sign(limited, p, func(why error) {
+	s, err := r.source.Sign(limited, p, func(why error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if msg := why.Error(); msg != told {

@@ -128,7 +128,7 @@ func TestStepFailsBeforeTheToolStarts(t *testing.T) {
 		hint string
 	}{
 		{"no socket known", func(t *testing.T, _ *issuer, s *Step) { t.Setenv(EnvSocket, "") }, 125, EnvSocket},
-		{"no agent", func(t *testing.T, _ *issuer, s *Step) { s.Socket = "none.sock" }, 125, "rootlink-agent"},
+		{"no agent", func(t *testing.T, _ *issuer, s *Step) { s.Sources.Socket = "none.sock" }, 125, "rootlink-agent"},
 		{"TCP", func(t *testing.T, _ *issuer, s *Step) { t.Setenv(EnvSocket, "tcp://127.0.0.1:1") }, 125, "unix://"},
 		{"stock agent", func(_ *testing.T, i *issuer, _ *Step) {
 			i.measure = func() error { return status.Error(codes.Unimplemented, "unknown service") }
@@ -368,7 +368,7 @@ func TestUnsignedMustBeAskedFor(t *testing.T) {
 
 func TestWhoamiNeverRunsTheCommand(t *testing.T) {
 	newIssuer(t)
-	resp, err := Whoami("", []string{"sh", "-c", "echo ran >out"}, false)
+	resp, err := Whoami(Sources{}, []string{"sh", "-c", "echo ran >out"}, false)
 	if err != nil || len(resp.GetMeasurement().GetTool()) != 32 {
 		t.Fatal(resp, err)
 	}

@@ -67,7 +67,10 @@ type Outcome struct {
 	Proof   []byte       // the log's proof of the AK certificate; nil without
 	ProofAs string       // the file name it belongs under
 	Changed bool         // the bundle has more than before
-	Missing []Missing
+	// Detached is the record beside the bundle with its token; nil when that is
+	// as it was.
+	Detached *attest.Detached
+	Missing  []Missing
 }
 
 // Missing is one thing that was asked for in vain.
@@ -105,6 +108,13 @@ var ErrTooLate = errors.New("the SVID has expired")
 // when nothing could be tried, or the caller's context was cancelled; what could
 // not be had is in the outcome. waiting is told why something takes longer.
 func (c *Client) Complete(ctx context.Context, b *link.Bundle, p Plan, waiting func(what, url string, why error)) (*Outcome, error) {
+	return c.CompleteWith(ctx, b, nil, p, waiting)
+}
+
+// CompleteWith is Complete for a bundle and the detached record beside it, which
+// wants a token of its own: over its own signature, which may be younger than the
+// link's. d may be nil.
+func (c *Client) CompleteWith(ctx context.Context, b *link.Bundle, d *attest.Detached, p Plan, waiting func(what, url string, why error)) (*Outcome, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
@@ -112,12 +122,18 @@ func (c *Client) Complete(ctx context.Context, b *link.Bundle, p Plan, waiting f
 	if err != nil {
 		return nil, err
 	}
+	if d != nil && len(d.Token) == 0 && len(p.Timestamps) > 0 {
+		if len(d.Signature) == 0 {
+			return nil, fmt.Errorf("%w: the detached record beside it is not signed", attest.ErrDetached)
+		}
+		j.record = d
+	}
 	if j.done() {
 		return &j.out, nil
 	}
 	until := b.UnverifiedCertificate().NotAfter
 	if !time.Now().Before(until) {
-		if len(j.have) >= len(p.Timestamps) && !j.wantEntry && !j.wantProof {
+		if len(j.have) >= len(p.Timestamps) && !j.wantEntry && !j.wantProof && j.record == nil {
 			return &j.out, nil // as far as can be told, nothing is missing
 		}
 		return nil, fmt.Errorf("%w: it was valid until %s", ErrTooLate, until.UTC().Format(time.RFC3339))
@@ -137,6 +153,7 @@ type job struct {
 	plan    Plan
 	bundle  *link.Bundle
 	akCert  []byte
+	record  *attest.Detached // that lacks its token; nil: none does
 	waiting func(what, url string, why error)
 
 	wantTokens, wantEntry, wantProof bool
@@ -176,7 +193,9 @@ func AKCertificate(b *link.Bundle) []byte {
 	return e.AKCert
 }
 
-func (j *job) done() bool { return !j.wantTokens && !j.wantEntry && !j.wantProof }
+func (j *job) done() bool {
+	return !j.wantTokens && !j.wantEntry && !j.wantProof && j.record == nil
+}
 
 func (j *job) run(ctx context.Context) {
 	var wg sync.WaitGroup
@@ -190,6 +209,9 @@ func (j *job) run(ctx context.Context) {
 		for _, url := range j.plan.Timestamps {
 			wg.Go(func() { j.timestamp(tokens, url) })
 		}
+	}
+	if j.record != nil {
+		wg.Go(func() { j.recordTimestamp(ctx) })
 	}
 	if j.wantEntry {
 		wg.Go(func() { j.append(ctx) })

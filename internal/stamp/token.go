@@ -3,6 +3,7 @@ package stamp
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -20,12 +21,20 @@ func (c *Client) Timestamp(ctx context.Context, url string, b *link.Bundle) ([]b
 	if err != nil {
 		return nil, err
 	}
-	svid := b.UnverifiedCertificate()
-	if at.Before(svid.NotBefore) || at.After(svid.NotAfter) {
-		return nil, fmt.Errorf("%w: its time %s is outside the SVID's validity, %s to %s: somebody's clock is wrong", ErrAnswer,
-			at.UTC().Format(time.RFC3339), svid.NotBefore.UTC().Format(time.RFC3339), svid.NotAfter.UTC().Format(time.RFC3339))
+	if err := within(at, b.UnverifiedCertificate()); err != nil {
+		return nil, err
 	}
 	return raw, nil
+}
+
+// within fails on a time outside of the SVID's validity: with it nothing could
+// ever be verified.
+func within(at time.Time, svid *x509.Certificate) error {
+	if at.Before(svid.NotBefore) || at.After(svid.NotAfter) {
+		return fmt.Errorf("%w: its time %s is outside the SVID's validity, %s to %s: somebody's clock is wrong", ErrAnswer,
+			at.UTC().Format(time.RFC3339), svid.NotBefore.UTC().Format(time.RFC3339), svid.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // TimestampOf asks one authority once for a token over data. The answer is the

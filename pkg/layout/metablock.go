@@ -80,6 +80,19 @@ func (c *Classic) Sign(key crypto.Signer, leaf *x509.Certificate) ([]byte, error
 	if e.Payload != c.digest {
 		return nil, fmt.Errorf("%w: its evidence commits to another statement", link.ErrSignerMismatch)
 	}
+	return c.SignWithoutEvidence(key, leaf)
+}
+
+// SignDetached signs c and d, the evidence beside it, as link.Prepared does.
+func (c *Classic) SignDetached(key crypto.Signer, leaf *x509.Certificate, d *attest.Detached) ([]byte, error) {
+	if err := link.SignRecord(key, leaf, d, c.digest); err != nil {
+		return nil, err
+	}
+	return c.SignWithoutEvidence(key, leaf)
+}
+
+// SignWithoutEvidence signs c and looks for no evidence.
+func (c *Classic) SignWithoutEvidence(key crypto.Signer, leaf *x509.Certificate) ([]byte, error) {
 	pub, ok := key.Public().(*ecdsa.PublicKey)
 	if !ok || pub.Curve != elliptic.P256() || !pub.Equal(leaf.PublicKey) {
 		return nil, fmt.Errorf("%w: it holds another key, or none of P-256", link.ErrSignerMismatch)
