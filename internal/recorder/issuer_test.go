@@ -34,6 +34,8 @@ type issuer struct {
 
 	// Hooks; nil means well.
 	measure, prepare, issue func() error
+	detach                  bool   // as on a SPIRE server
+	keepDetached            bool   // and promises more than it gives
 	log                     []byte // event log named by the evidence
 	sendLog                 []byte // what is sent for it, log when nil
 
@@ -158,6 +160,9 @@ func (i *issuer) Prepare(ctx context.Context, req *workloadv1.PrepareRequest) (*
 	defer i.mu.Unlock()
 	i.world.Leaf.SVIDKey = sha256.Sum256(req.GetSpki())
 	copy(i.world.Leaf.Payload[:], req.GetPayloadSha256())
+	if i.detach {
+		return &workloadv1.PrepareResponse{}, nil
+	}
 	i.world.Evidence = func(e *attest.Evidence) {
 		if i.log != nil {
 			sum := sha256.Sum256(i.log)
@@ -184,6 +189,17 @@ func (i *issuer) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 	csr, err := x509.ParseCertificateRequest(req.GetCsr())
 	if err != nil || csr.CheckSignature() != nil {
 		return nil, status.Error(codes.InvalidArgument, "bad CSR")
+	}
+	if i.detach {
+		cert := forge.Sign(i.t, i.world.Plain(i.t), i.world.Authority, csr.PublicKey, i.world.AuthorityKey())
+		i.world.Leaf.SVIDKey = sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+		d := i.world.Detach(i.t, cert)
+		d.Signature = nil
+		if i.keepDetached {
+			return &workloadv1.IssueResponse{X509Svid: [][]byte{cert.Raw}}, nil
+		}
+		b, err := d.Marshal()
+		return &workloadv1.IssueResponse{X509Svid: [][]byte{cert.Raw}, Detached: b}, err
 	}
 	if _, err := attest.FromExtensions(csr.Extensions); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())

@@ -122,7 +122,7 @@ func (s *Sign) Run() (code int, err error) {
 	}
 	r := &state{Step: step}
 	if err := r.connect(); err != nil {
-		return 0, err
+		return 0, explain(err)
 	}
 	defer r.source.Close()
 	before, err := s.hash(r, nil)

@@ -135,7 +135,7 @@ func (s *Step) Run() (code int, err error) {
 	}
 	r := &state{Step: s}
 	if err := r.connect(); err != nil {
-		return 0, err
+		return 0, explain(err)
 	}
 	defer func() {
 		if r.source != nil {

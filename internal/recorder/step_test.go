@@ -132,7 +132,7 @@ func TestStepFailsBeforeTheToolStarts(t *testing.T) {
 		{"TCP", func(t *testing.T, _ *issuer, s *Step) { t.Setenv(EnvSocket, "tcp://127.0.0.1:1") }, 125, "unix://"},
 		{"stock agent", func(_ *testing.T, i *issuer, _ *Step) {
 			i.measure = func() error { return status.Error(codes.Unimplemented, "unknown service") }
-		}, 125, "not supported yet"},
+		}, 125, "from one build"},
 		{"no identity", func(_ *testing.T, i *issuer, _ *Step) {
 			i.measure = func() error {
 				return status.Error(codes.PermissionDenied, "no identity issued; hint: run: rootlink-server entry create …")

@@ -21,8 +21,8 @@ func (j *job) recordTimestamp(ctx context.Context) {
 			lasting := true
 			for _, url := range j.plan.Timestamps {
 				d, err := j.stampRecord(ctx, url)
-				if err == nil {
-					return d, nil
+				if err == nil || len(j.plan.Timestamps) == 1 {
+					return d, err
 				}
 				if temporary(err) {
 					lasting = false

@@ -28,10 +28,11 @@ func (p *Prepared) SignDetached(key crypto.Signer, leaf *x509.Certificate, d *at
 	return p.sign(key, leaf)
 }
 
-// SignWithoutEvidence signs p with an SVID that nothing ties to hardware, for who
-// asked for that: no trust.json accepts such a link, other verifiers may.
+// SignWithoutEvidence signs p with an SVID that nothing ties to hardware, or
+// whose parent evidence ties no key to it, for who asked for that: no trust.json
+// accepts such a link unless it says so, other verifiers may.
 func (p *Prepared) SignWithoutEvidence(key crypto.Signer, leaf *x509.Certificate) (*Bundle, error) {
-	if _, err := attest.FromCertificate(leaf); !errors.Is(err, attest.ErrNoEvidence) {
+	if _, err := attest.ParentFromCertificate(leaf); err != nil && !errors.Is(err, attest.ErrNoEvidence) {
 		return nil, fmt.Errorf("%w: it carries evidence, of this statement or another", ErrSignerMismatch)
 	}
 	return p.sign(key, leaf)
