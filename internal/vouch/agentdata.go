@@ -1,8 +1,10 @@
 package vouch
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -117,15 +119,31 @@ func parseAgentData(b []byte, td spiffeid.TrustDomain) (*agentData, error) {
 		return nil, dataError(fmt.Errorf("%s holds an SVID of %d certificates and %d authorities, at most %d and %d are taken",
 			agentDataFile, len(j.SVID), len(j.Bundle), attest.MaxAgentChain, maxBundle))
 	}
-	svid, err := parse(j.SVID)
+	svid, err := parsePEM(j.SVID)
 	if err != nil {
 		return nil, dataError(fmt.Errorf("%s: svid: %w", agentDataFile, err))
 	}
-	authorities, err := parse(j.Bundle)
+	authorities, err := parsePEM(j.Bundle)
 	if err != nil {
 		return nil, dataError(fmt.Errorf("%s: bundle: %w", agentDataFile, err))
 	}
 	return &agentData{svid, x509bundle.FromX509Authorities(td, authorities)}, nil
+}
+
+// parsePEM parses certificates as SPIRE saves them, each a PEM block of its own.
+func parsePEM(pems [][]byte) (out []*x509.Certificate, err error) {
+	for _, b := range pems {
+		block, rest := pem.Decode(b)
+		if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) != 0 {
+			return nil, errors.New("not one certificate in PEM")
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
 }
 
 func parse(ders [][]byte) (out []*x509.Certificate, err error) {

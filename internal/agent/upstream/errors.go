@@ -30,7 +30,7 @@ var (
 const WrongServerHint = "the server at --server is not the one that the trust bundle or join line is from: correct the address, or copy the bundle or line again from the right server"
 
 // BannedHint says what to do about ErrBanned.
-const BannedHint = "an operator can lift the ban with `rootlink-server agent evict` on this agent's ID; then start the agent again"
+const BannedHint = "an operator can lift the ban with `rootlink-server agent evict` (a stock server: `spire-server agent evict`) on this agent's ID; then start the agent again"
 
 // BannedStatus is ErrBanned for a workload.
 func BannedStatus() error {

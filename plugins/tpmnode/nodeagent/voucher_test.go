@@ -202,7 +202,11 @@ func (n *stockNode) attested() *serverv1.AgentAttributes {
 // save writes agent-data.json as SPIRE does, by rename.
 func (n *stockNode) save(svid ...[]byte) {
 	n.t.Helper()
-	b, err := json.Marshal(map[string]any{"svid": svid, "bundle": [][]byte{n.ca.cert.Raw}, "reattestable": true, "bootstrap_use": 0})
+	var chain [][]byte
+	for _, der := range svid {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	b, err := json.Marshal(map[string]any{"svid": chain, "bundle": [][]byte{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: n.ca.cert.Raw})}, "reattestable": true, "bootstrap_use": 0})
 	if err != nil {
 		n.t.Fatal(err)
 	}
