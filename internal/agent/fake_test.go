@@ -84,6 +84,7 @@ type fakeServer struct {
 	badNonce   bool // refuse evidence with any nonce but lastNonce
 	signDenied error
 	stripExt   bool
+	answer     func() []byte // certificate in place of the right one
 	// replayBundle answers GetSignedBundle with the first answer for ever.
 	replayBundle bool
 	firstBundle  *nodev1.GetSignedBundleResponse
@@ -425,6 +426,9 @@ func (s *fakeServer) signOne(p *svidv1.NewX509SVIDParams) *svidv1.BatchNewX509SV
 		}
 	}
 	der := s.sign(e.SpiffeId.Path, csr.PublicKey, s.svidTTL, ext)
+	if s.answer != nil {
+		der = s.answer()
+	}
 	return &svidv1.BatchNewX509SVIDResponse_Result{
 		Status: &types.Status{}, Svid: &types.X509SVID{CertChain: [][]byte{der}, Id: e.SpiffeId},
 	}
