@@ -89,7 +89,9 @@ func (c *cache) start(key cacheKey, e *Entry, s measured.Subject) (*flight, *SVI
 	sl.used = now
 	if sl.svid != nil && sl.flight == nil {
 		valid := now.Before(sl.svid.NotAfter.Add(-expiryReserve)) && c.known(sl.svid)
-		if valid && now.Before(sl.svid.RenewAt) {
+		// What a withdrawn authority signed is replaced as if half its life were over.
+		withdrawn := IssuedBy(c.issuer.trust.Tainted(), sl.svid.Chain)
+		if valid && !withdrawn && now.Before(sl.svid.RenewAt) {
 			return nil, sl.svid
 		}
 		if valid && now.Before(sl.retry) {

@@ -97,6 +97,7 @@ type View struct {
 	AgentID     spiffeid.ID
 	Entries     []*Entry // by ID
 	Authorities []*x509.Certificate
+	Tainted     []*x509.Certificate // those of Authorities that are being withdrawn
 	JWT         upstream.JWTKeys
 	Federated   map[spiffeid.TrustDomain]upstream.Bundle
 	// Patterns are the SPIFFE ID patterns whose Workload API SVIDs must carry

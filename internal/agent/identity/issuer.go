@@ -85,8 +85,7 @@ func (i *Issuer) Authorities() []*x509.Certificate { return i.trust.Authorities(
 // when it came: whoever is handed both must be able to verify the one with the
 // other.
 func IssuedBy(authorities, chain []*x509.Certificate) bool {
-	last := chain[len(chain)-1]
-	return slices.ContainsFunc(authorities, func(a *x509.Certificate) bool { return bytes.Equal(a.SubjectKeyId, last.AuthorityKeyId) })
+	return upstream.IssuedBy(authorities, chain)
 }
 
 // SVID is an X.509-SVID with the key that the agent made for it.

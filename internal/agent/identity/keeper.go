@@ -216,6 +216,7 @@ func (k *Keeper) sync(ctx context.Context) error {
 		}
 	}
 	next.Authorities, next.JWT = k.trust.Authorities(), k.trust.JWT()
+	next.Tainted = k.trust.Tainted()
 	if slow {
 		k.slowAt = k.now().Add(min(slowSync, k.interval))
 	}
@@ -265,6 +266,7 @@ func sameView(a, b *View) bool {
 			return x.ID == y.ID && x.Revision == y.Revision && x.CreatedAt == y.CreatedAt
 		}) &&
 		sameCerts(a.Authorities, b.Authorities) &&
+		sameCerts(a.Tainted, b.Tainted) &&
 		a.JWT.Equal(b.JWT) &&
 		maps.EqualFunc(a.Federated, b.Federated, upstream.Bundle.Equal)
 }

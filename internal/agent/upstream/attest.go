@@ -88,7 +88,7 @@ func (n *Node) attestOnce(ctx context.Context) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get bundle: %w", err)
 	}
-	if err := n.takeBundle(b); err != nil {
+	if _, err := n.takeBundle(b); err != nil {
 		return nil, err
 	}
 	return n.newSession(key, keyHash, svid)

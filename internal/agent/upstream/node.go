@@ -238,10 +238,11 @@ func (n *Node) Session() (*Session, error) {
 }
 
 const (
-	whyAsked = "the server asked for it"
-	whyRival = "another agent attested with this TPM"
-	whyTrust = "the server's authority is unknown"
-	whyAK    = "the TPM's attestation key has no certificate"
+	whyAsked   = "the server asked for it"
+	whyRival   = "another agent attested with this TPM"
+	whyTainted = "the authority of the agent's SVID is being withdrawn"
+	whyTrust   = "the server's authority is unknown"
+	whyAK      = "the TPM's attestation key has no certificate"
 )
 
 // Do calls fn with the present session and a deadline. A refusal of the agent

@@ -1,11 +1,13 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -128,20 +130,43 @@ func (s *Session) SyncBundle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.node.takeBundle(b)
+	withdrawn, err := s.node.takeBundle(b)
+	// Once for each change: a server that distrusts what it signs with itself
+	// would keep us attesting.
+	if err == nil && withdrawn && IssuedBy(s.node.cfg.Trust.Tainted(), s.Chain) {
+		s.node.ask(whyTainted)
+	}
+	return err
 }
 
-// takeBundle believes b, which came from a verified server.
-func (n *Node) takeBundle(b *types.Bundle) error {
+// IssuedBy says whether one of authorities issued chain, which was verified when
+// it came.
+func IssuedBy(authorities, chain []*x509.Certificate) bool {
+	last := chain[len(chain)-1]
+	return slices.ContainsFunc(authorities, func(a *x509.Certificate) bool { return bytes.Equal(a.SubjectKeyId, last.AuthorityKeyId) })
+}
+
+// takeBundle believes b, which came from a verified server. withdrawn: other
+// authorities than before are tainted.
+func (n *Node) takeBundle(b *types.Bundle) (withdrawn bool, err error) {
 	as, err := authorities(b)
 	if err != nil {
-		return err
+		return false, err
 	}
 	keys, err := jwtKeys(b)
 	if err != nil {
-		return err
+		return false, err
+	}
+	var tainted []*x509.Certificate
+	for i, a := range b.GetX509Authorities() {
+		if a.GetTainted() {
+			tainted = append(tainted, as[i])
+		}
 	}
 	n.cfg.Trust.SetJWT(keys)
+	if withdrawn = n.cfg.Trust.setTainted(tainted); withdrawn && len(tainted) > 0 {
+		n.cfg.Log.Warn("an authority is being withdrawn; what it signed is replaced", "tainted", len(tainted))
+	}
 	changed, err := n.cfg.Trust.Set(as, n.cfg.Now())
 	if err != nil {
 		// A full disk must not take identities away: it is said, and the
@@ -151,14 +176,13 @@ func (n *Node) takeBundle(b *types.Bundle) error {
 	if changed {
 		n.cfg.Log.Info("trust bundle updated", "authorities", len(as))
 	}
-	return nil
+	return withdrawn, nil
 }
 
 func authorities(b *types.Bundle) ([]*x509.Certificate, error) {
 	var as []*x509.Certificate
 	for _, a := range b.GetX509Authorities() {
-		// A tainted authority is being withdrawn; workloads that still chain
-		// to it are given new SVIDs by the server's own rotation.
+		// A tainted authority still verifies, until it is gone.
 		c, err := x509.ParseCertificate(a.GetAsn1())
 		if err != nil {
 			return nil, fmt.Errorf("bundle: %w", err)

@@ -50,6 +50,7 @@ type Trust struct {
 	authorities []*x509.Certificate // replaced, never changed in place
 	fromSource  bool                // authorities are the source's, fetched by this process
 	jwt         JWTKeys             // replaced, never changed in place
+	tainted     []*x509.Certificate // those of authorities that are being withdrawn; replaced, never changed in place
 }
 
 // saved is the form of bundle.json.
@@ -128,6 +129,24 @@ func (t *Trust) Authorities() []*x509.Certificate {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.authorities
+}
+
+// Tainted returns the authorities that are being withdrawn, which must not be
+// changed. They still verify; what they signed is to be replaced.
+func (t *Trust) Tainted() []*x509.Certificate {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tainted
+}
+
+// setTainted replaces them by what an authenticated server said, and reports
+// whether they are others than before.
+func (t *Trust) setTainted(as []*x509.Certificate) (changed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	changed = !slices.EqualFunc(t.tainted, as, (*x509.Certificate).Equal)
+	t.tainted = as
+	return changed
 }
 
 // JWT returns the JWT authorities, which must not be changed.
