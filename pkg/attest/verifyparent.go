@@ -114,7 +114,7 @@ func (v *parentRun) checks() []check {
 		return func() (string, bool, error) { return "", false, f() }
 	}
 	return []check{
-		{"options", "evidence.md, Parent 1", must(v.options)},
+		{"options", "evidence.md, Parent", must(v.options)},
 		{"ak_cert.profile", "evidence.md, AK certificate", must(v.akProfile)},
 		{"ak_cert.signature", "RFC 5280, 6.1.3 (a)(1)", must(v.akSignature)},
 		{"ak_cert.time", "RFC 5280, 6.1.3 (a)(2)", must(v.akTime)},
@@ -126,8 +126,8 @@ func (v *parentRun) checks() []check {
 		{"quote.signature", "TPM 2.0 Part 3, 18.4", must(v.quoteSignature)},
 		{"quote.selection", "evidence.md, Verification 12", must(v.quoteSelection)},
 		{"quote.pcr_digest", "TPM 2.0 Part 2, 10.12.4", must(v.quoteDigest)},
-		{"parent.commitment", "evidence.md, Node attestation", must(v.commitment)},
-		{"parent.time", "evidence.md, Parent 3", must(v.time)},
+		{"parent.commitment", "evidence.md, Parent", must(v.commitment)},
+		{"parent.time", "evidence.md, Parent", must(v.time)},
 		{"quote.boot", "TPM 2.0 Part 2, 10.11.1; evidence.md, AK certificate", v.boot},
 		{"event_log.replay", "TCG PC Client PFP 1.06, 10", v.eventLog},
 	}
