@@ -34,7 +34,10 @@ type node struct {
 // requirements turns registration entries into what a verifier demands of the
 // identities. Entries of one identity are alternatives at issuance, so their
 // union is one requirement: the first match in the file counts.
-func requirements(td string, entries []*store.Entry, known map[string]bool) (out []link.Requirement, notes []string) {
+//
+// Entries for no step get a requirement only if a pattern of parents accepts
+// parent evidence for their identity.
+func requirements(td string, entries []*store.Entry, known map[string]bool, parents []string) (out []link.Requirement, notes []string) {
 	note := func(format string, args ...any) {
 		if n := fmt.Sprintf(format, args...); !slices.Contains(notes, n) {
 			notes = append(notes, n)
@@ -45,12 +48,15 @@ func requirements(td string, entries []*store.Entry, known map[string]bool) (out
 		byID[e.SPIFFEID] = append(byID[e.SPIFFEID], e)
 	}
 	t := tree{td: td, byID: byID}
-	steps := map[string][]*store.Entry{}
+	steps, others := map[string][]*store.Entry{}, map[string][]*store.Entry{}
 	for id, es := range byID {
+		parent := slices.ContainsFunc(parents, func(p string) bool { return link.MatchPattern(p, id) })
 		for _, e := range es {
 			switch {
 			case isStep(e):
 				steps[id] = append(steps[id], e)
+			case !t.isAlias(e) && parent:
+				others[id] = append(others[id], e)
 			case !t.isAlias(e):
 				note("%s: no tool and recorder selectors, so it signs no steps and gets no requirement", id)
 			}
@@ -59,6 +65,17 @@ func requirements(td string, entries []*store.Entry, known map[string]bool) (out
 	for _, id := range slices.Sorted(maps.Keys(steps)) {
 		if r, ok := t.requirement(id, steps[id], known, note); ok {
 			out = append(out, r)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(others)) {
+		if steps[id] != nil {
+			note("%s: it signs steps with leaf evidence, so parent evidence is not accepted", id)
+			continue
+		}
+		if r, ok := t.requirement(id, others[id], known, note); ok {
+			r.Evidence, r.Tools, r.UnprotectedRecorders = link.EvidenceParent, []string{link.AnyHash}, []string{link.AnyHash}
+			out = append(out, r)
+			note("%s: parent evidence is accepted, which %s", id, link.EvidenceMeans(link.EvidenceParent))
 		}
 	}
 	slices.Sort(notes)

@@ -146,7 +146,7 @@ func TestRequirements(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, notes := requirements("example.org", tt.entries, map[string]bool{"lab": true})
+			got, notes := requirements("example.org", tt.entries, map[string]bool{"lab": true}, nil)
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Errorf("want -, got +:\n%s", d)
 			}
@@ -154,5 +154,32 @@ func TestRequirements(t *testing.T) {
 				t.Errorf("notes %q, want %q", notes, tt.note)
 			}
 		})
+	}
+}
+
+func TestParentRequirements(t *testing.T) {
+	lab := ent("/node/lab", "/spire/server", sels("tpmnode", "pcr_policy:lab"))
+	entries := []*store.Entry{
+		lab, ent("/ci/a", "/node/lab", sels("unix", "uid:1")), ent("/web", "/node/lab", sels("unix", "uid:33")),
+		ent("/ci/step", "/node/lab", sels("binary", toolA, recorder)), ent("/ci/step", "/node/lab", sels("unix", "uid:2")),
+		ent("/ci/elsewhere", "/spire/agent/join_token/1", sels("unix", "uid:1")),
+	}
+	got, notes := requirements("example.org", entries, map[string]bool{"lab": true}, []string{"spiffe://example.org/ci/**"})
+	if len(got) != 2 {
+		t.Fatalf("requirements %+v", got)
+	}
+	want := link.Requirement{
+		Identity: "spiffe://example.org/ci/a", Evidence: link.EvidenceParent, Tier: link.TierBootAttested, PCRPolicies: []string{"lab"},
+		Tools: []string{link.AnyHash}, UnprotectedRecorders: []string{link.AnyHash},
+	}
+	if d := cmp.Diff(want, got[1]); d != "" {
+		t.Errorf("want -, got +:\n%s", d)
+	}
+	// An identity of recorded steps keeps what it has.
+	if got[0].Identity != "spiffe://example.org/ci/step" || got[0].Evidence != link.EvidenceLeaf || got[0].Tools[0] == link.AnyHash {
+		t.Errorf("step %+v", got[0])
+	}
+	if all := strings.Join(notes, "\n"); !strings.Contains(all, "binds no workload key") || !strings.Contains(all, "/ci/step: it signs steps with leaf evidence") {
+		t.Errorf("notes %q", all)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,7 +87,15 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	if err != nil {
 		return nil, err
 	}
-	reqs, more := requirements(f.TrustDomain, entries, known)
+	for _, p := range req.AcceptParent {
+		if err := link.ValidatePattern(p); err != nil {
+			return nil, malformed("%w", err)
+		}
+		if !slices.ContainsFunc(entries, func(e *store.Entry) bool { return link.MatchPattern(p, e.SPIFFEID) }) {
+			return nil, malformed("no entry is for an identity that matches %s", p)
+		}
+	}
+	reqs, more := requirements(f.TrustDomain, entries, known, req.AcceptParent)
 	f.Requirements = append(f.Requirements, reqs...)
 	notes = append(notes, more...)
 	if err := addDemands(f.Requirements, req.Demands); err != nil {
