@@ -69,11 +69,17 @@ func chain(l *link.LinkResult) Chain {
 			if q.Policy != nil {
 				policy = fmt.Sprintf("PCR policy %s, revision %d", q.Policy.Name, q.Policy.Revision)
 			}
-			when, lines := q.NonceTime, []string(nil)
-			if c.Parent != nil {
-				when, lines = c.Parent.AttestedAt, []string{"PARENT EVIDENCE: " + link.EvidenceMeans(link.EvidenceParent)}
+			lines := []string{pcrs(q.PCRs), l.QuoteTime(), fmt.Sprintf("reset %d, restart %d", q.ResetCount, q.RestartCount), policy}
+			switch d := c.Detached; {
+			case c.Parent != nil:
+				lines = append([]string{"PARENT EVIDENCE: " + l.EvidenceMeans}, lines...)
+			case d != nil:
+				lines = append([]string{"DETACHED: " + l.EvidenceMeans}, lines...)
+				if !d.Attested {
+					lines = append(lines, "when: attested by nobody")
+				}
 			}
-			return append(lines, pcrs(q.PCRs), at(when), fmt.Sprintf("reset %d, restart %d", q.ResetCount, q.RestartCount), policy)
+			return lines
 		}),
 	}
 	return out

@@ -130,7 +130,7 @@ func build(r *link.Result, o Options) *Page {
 		if l.Verdict == link.VerdictVerified && l.Chain.SVID != nil {
 			signers = add(signers, link.Clean(l.Chain.SVID.SPIFFEID))
 		}
-		tiers = add(tiers, strings.ReplaceAll(l.Tier, "_", " "))
+		tiers = add(tiers, l.TierText())
 		p.Software = p.Software || l.SoftwareTPM
 	}
 	p.Headline, p.Tier = strings.Join(signers, ", "), strings.Join(tiers, ", ")

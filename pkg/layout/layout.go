@@ -47,7 +47,7 @@ type Demands struct {
 	DistinctHosts bool     `json:"distinct_hosts,omitempty"`
 	EKs           []string `json:"eks,omitempty"` // hashes of SubjectPublicKeyInfo
 	PCRPolicies   []string `json:"pcr_policies,omitempty"`
-	Evidence      string   `json:"evidence,omitempty"` // least kind; only "leaf" so far
+	Evidence      string   `json:"evidence,omitempty"` // least kind, see link.EvidenceKinds
 	Tier          string   `json:"tier,omitempty"`     // least one
 	Tools         []string `json:"tools,omitempty"`
 	Recorders     []string `json:"recorders,omitempty"`

@@ -61,7 +61,7 @@ func (r *Result) headline() string {
 	for i := range r.Links {
 		l := &r.Links[i]
 		if l.Tier != "" {
-			tiers[strings.ReplaceAll(l.Tier, "_", " ")] = true
+			tiers[l.TierText()] = true
 		}
 		software = software || l.SoftwareTPM
 	}
@@ -191,6 +191,9 @@ func linkTree(step *link.Tree, l *link.LinkResult, machines []machine) {
 		who += " protected"
 	} else {
 		who += " UNPROTECTED"
+	}
+	if l.Evidence != link.EvidenceLeaf {
+		who += "  " + strings.ToUpper(l.Evidence) + ": " + link.EvidenceMeans(l.Evidence)
 	}
 	notes := []string{when, "tool " + short(c.Programs.Tool) + ", " + who}
 	if s := c.Statement; s != nil && len(s.Command) > 0 {

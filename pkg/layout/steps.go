@@ -297,6 +297,13 @@ func (s *Step) demandChecks() []demand {
 			}
 			return in("PCR policy", s.PCRPolicies, p.Name)
 		}},
+		// trust.json may allow less for this identity than the layout wants here.
+		{"evidence", s.Evidence != "", func(l *stepLink) error {
+			if !link.EvidenceAtLeast(l.result.Evidence, s.Evidence) {
+				return fmt.Errorf("%s evidence, demanded is %s", cmp.Or(l.result.Evidence, "no"), s.Evidence)
+			}
+			return nil
+		}},
 		{"tier", s.Tier != "" && s.Tier != link.TierTPM, func(l *stepLink) error {
 			if l.result.Tier != s.Tier {
 				return fmt.Errorf("tier %s, demanded is %s", l.result.Tier, s.Tier)

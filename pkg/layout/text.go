@@ -39,6 +39,7 @@ func (l *Layout) Text() string {
 		list("SVID authorities", s.Authorities)
 		list("EKs", s.EKs)
 		list("PCR policies", s.PCRPolicies)
+		flag(s.Evidence != "", "evidence at least "+s.Evidence)
 		flag(s.Tier != "", "tier at least "+s.Tier)
 		list("tools", s.Tools)
 		list("recorders", s.Recorders)

@@ -78,7 +78,7 @@ func (l *Layout) validateStep(s *Step) error {
 		return malformed("%d keys", len(s.PubKeys))
 	case s.ExitCode < 0 || s.ExitCode > 255:
 		return malformed("exit code %d", s.ExitCode)
-	case s.Evidence != "" && s.Evidence != link.EvidenceLeaf:
+	case s.Evidence != "" && !slices.Contains(link.EvidenceKinds(), s.Evidence):
 		return malformed("evidence %q: %w", s.Evidence, link.ErrUnsupported)
 	case s.Tier != "" && s.Tier != link.TierTPM && s.Tier != link.TierBootAttested:
 		return malformed("tier %q: %w", s.Tier, link.ErrUnsupported)

@@ -88,6 +88,15 @@ type DetachedInfo struct {
 	KeyMadeByAgent bool `json:"key_made_by_agent"`
 }
 
+// text is for the tree.
+func (d *DetachedInfo) text() string {
+	s := "vouched for by " + Clean(d.AgentID) + ", record of " + stamp(d.At)
+	if d.Attested {
+		return s + " by " + Clean(d.Authority)
+	}
+	return s + ", a time that nobody attests"
+}
+
 // recordTime judges the record's own token: it alone says when the node spoke,
 // whatever is known of the link's signature.
 func (v *linkVerifier) recordTime() (string, error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/rootlink/rootlink/pkg/attest"
 )
@@ -16,12 +17,13 @@ const (
 	EvidenceParent   = "parent"
 )
 
-// evidenceKinds are all of them, strongest first: a requirement names the least.
-func evidenceKinds() []string { return []string{EvidenceLeaf, EvidenceDetached, EvidenceParent} }
+// EvidenceKinds are all of them, strongest first: a requirement names the least.
+func EvidenceKinds() []string { return []string{EvidenceLeaf, EvidenceDetached, EvidenceParent} }
 
-// atLeast says whether evidence of a kind is enough where least is asked for.
-func atLeast(kind, least string) bool {
-	have, want := slices.Index(evidenceKinds(), kind), slices.Index(evidenceKinds(), least)
+// EvidenceAtLeast says whether evidence of a kind is enough where least is asked
+// for. What it does not know is enough for nothing.
+func EvidenceAtLeast(kind, least string) bool {
+	have, want := slices.Index(EvidenceKinds(), kind), slices.Index(EvidenceKinds(), least)
 	return have >= 0 && want >= 0 && have <= want
 }
 
@@ -36,6 +38,30 @@ func EvidenceMeans(kind string) string {
 		return "binds no workload key: says which machine and boot state the agent that asked attested with, at the time of its last attestation"
 	}
 	return ""
+}
+
+// TierText is the tier in words, and how the evidence for it came: the same tier
+// is worth less where no server checked.
+func (l *LinkResult) TierText() string {
+	s := strings.ReplaceAll(l.Tier, "_", " ")
+	if l.Evidence != "" && l.Evidence != EvidenceLeaf {
+		s += " (" + l.Evidence + " evidence)"
+	}
+	return s
+}
+
+// QuoteTime is when the quote was made, in words.
+func (l *LinkResult) QuoteTime() string {
+	switch c := l.Chain; {
+	case c.Detached != nil && c.SVID != nil:
+		return "between " + stamp(c.SVID.NotBefore) + " and " + stamp(c.Detached.At)
+	case c.Parent != nil:
+		return "at " + stamp(c.Parent.AttestedAt)
+	case c.Quote == nil:
+		return "never"
+	default:
+		return "at " + stamp(c.Quote.NonceTime)
+	}
 }
 
 // evidenceForm finds the evidence and says of which kind it is: this function
@@ -80,7 +106,7 @@ func (v *linkVerifier) evidenceKind() (string, error) {
 		kind := v.evidence.Kind
 		v.evidence = nil // nothing below judges it
 		return "", fmt.Errorf("evidence of kind %d inside an SVID: %w", kind, ErrUnsupported)
-	case !atLeast(v.kind, least):
+	case !EvidenceAtLeast(v.kind, least):
 		v.evidence, v.parent = nil, nil
 		return "", fmt.Errorf("the evidence is %s (%s), the requirement wants %s", v.kind, EvidenceMeans(v.kind), least)
 	}

@@ -122,7 +122,7 @@ func (r *Result) headline() string {
 		if l.Chain.SVID != nil {
 			signers[Clean(l.Chain.SVID.SPIFFEID)] = true
 		}
-		tiers[strings.ReplaceAll(l.Tier, "_", " ")] = true
+		tiers[l.TierText()] = true
 		software = software || l.SoftwareTPM
 	}
 	head := "✓ VERIFIED  " + strings.Join(slices.Sorted(maps.Keys(signers)), ", ") + "  tier: " + strings.Join(slices.Sorted(maps.Keys(tiers)), ", ")
@@ -262,12 +262,13 @@ func (l *LinkResult) hardware(svid *Tree) {
 	if q.SecureBoot != nil {
 		notes = append(notes, fmt.Sprintf("Secure Boot on: %t (event log replayed)", *q.SecureBoot))
 	}
-	when := q.NonceTime
 	if c.Parent != nil {
-		when = c.Parent.AttestedAt
 		notes = append([]string{"of the agent's node, PARENT EVIDENCE: " + EvidenceMeans(EvidenceParent)}, notes...)
 	}
-	quote := svid.Add(fmt.Sprintf("quote of %s at %s, reset %d, restart %d", pcrList(q.PCRs), stamp(when), q.ResetCount, q.RestartCount), notes...)
+	if d := c.Detached; d != nil {
+		notes = append(notes, "DETACHED: "+EvidenceMeans(EvidenceDetached), d.text())
+	}
+	quote := svid.Add(fmt.Sprintf("quote of %s %s, reset %d, restart %d", pcrList(q.PCRs), l.QuoteTime(), q.ResetCount, q.RestartCount), notes...)
 	software := ""
 	if c.AK.Software {
 		software = "SOFTWARE TPM, proves no hardware: "

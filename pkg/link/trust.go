@@ -274,7 +274,7 @@ func (t *Trust) readRequirement(r Requirement) (Requirement, error) {
 	if r.Evidence == "" {
 		r.Evidence = EvidenceLeaf
 	}
-	if !slices.Contains(evidenceKinds(), r.Evidence) {
+	if !slices.Contains(EvidenceKinds(), r.Evidence) {
 		return r, malformed("unknown evidence kind %q", r.Evidence)
 	}
 	if r.Evidence == EvidenceDetached {

@@ -138,13 +138,16 @@ var levelForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile
 func levels(r *link.Result, more []string) ([]string, error) {
 	order := []string{link.TierTPM, link.TierBootAttested, link.TierMeasuredImage, link.TierKernelWitnessed}
 	least := len(order)
-	software := false
+	software, weakest := false, 0
 	for _, l := range r.Links {
 		i := slices.Index(order, l.Tier)
 		if i < 0 {
 			return nil, fmt.Errorf("tier %q: %w", l.Tier, ErrOption)
 		}
 		least, software = min(least, i), software || l.SoftwareTPM
+		if weakest = max(weakest, slices.Index(link.EvidenceKinds(), l.Evidence)); !slices.Contains(link.EvidenceKinds(), l.Evidence) {
+			return nil, fmt.Errorf("evidence of kind %q: %w", l.Evidence, ErrOption)
+		}
 	}
 	var out []string
 	switch {
@@ -152,6 +155,10 @@ func levels(r *link.Result, more []string) ([]string, error) {
 		return nil, fmt.Errorf("no link: %w", ErrNothing)
 	case software:
 		out = append(out, LevelSoftware)
+	case link.EvidenceKinds()[weakest] != link.EvidenceLeaf:
+		// The same tier is worth less where no server checked it, and whoever reads
+		// the summary sees nothing else of that: no policy for the others takes it.
+		out = append(out, "ROOTLINK_"+strings.ToUpper(link.EvidenceKinds()[weakest]+"_TIER_"+order[least]))
 	default:
 		out = append(out, levelPrefix+strings.ToUpper(order[least]))
 	}
