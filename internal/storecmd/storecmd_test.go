@@ -96,6 +96,50 @@ func TestAttachAndFetch(t *testing.T) {
 	}
 }
 
+// A record that a node made beside a link goes with it, and so does what the
+// record names.
+func TestAttachAndFetchDetachedEvidence(t *testing.T) {
+	shelf(t)
+	w := forge.NewWorld(t)
+	zero := 0
+	p, err := link.Prepare(&link.Statement{Step: "build", Byproducts: link.Byproducts{ExitCode: &zero}, Subjects: []link.Resource{
+		{Name: "hello", Digest: map[string]string{"sha256": strings.Repeat("0", 64)}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Leaf.Payload = p.Digest()
+	svid := w.Plain(t)
+	d := w.Detach(t, svid)
+	b, err := p.SignDetached(w.SVIDKey, svid, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := b.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := d.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof := link.LogProofName(d.Evidence.AKCert)
+	write(t, bundleName, raw)
+	write(t, b.DetachedName(), record)
+	write(t, proof, []byte("{}"))
+	for _, args := range [][]string{{"attach", bundleName, "--to", "oci-layout:image"}, {"fetch", "oci-layout:image", "--bundle-dir", "got"}} {
+		if code, out, errs := run(args...); code != 0 {
+			t.Fatalf("exit %d\n%s%s", code, out, errs)
+		}
+	}
+	if got, err := os.ReadFile(filepath.Join("got", b.DetachedName())); err != nil || !bytes.Equal(got, record) {
+		t.Errorf("the record: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join("got", proof)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	shelf(t)
 	write(t, "plain", []byte("{}"))

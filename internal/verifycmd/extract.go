@@ -43,7 +43,17 @@ func (in *inspected) extract(cmd *cobra.Command, dir string) error {
 }
 
 func (in *inspected) parts() ([]part, error) {
-	parts := []part{{"svid.pem", toPEM("CERTIFICATE", in.cert.Raw)}}
+	var parts []part
+	if in.cert != nil {
+		parts = append(parts, part{"svid.pem", toPEM("CERTIFICATE", in.cert.Raw)})
+	}
+	if in.detached != nil {
+		var chain []byte
+		for _, der := range in.detached.AgentSVID {
+			chain = append(chain, toPEM("CERTIFICATE", der)...)
+		}
+		parts = append(parts, part{"agent-svid.pem", chain})
+	}
 	if in.bundle != nil {
 		parts = append(parts, part{"statement.json", in.bundle.UnverifiedPayload()})
 	}

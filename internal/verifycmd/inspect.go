@@ -29,15 +29,15 @@ func InspectCommand() *cobra.Command {
 		Use:   "inspect FILE [--extract DIR]",
 		Short: "Show what is in a bundle, an SVID or trust.json, without verifying it",
 		Long: `Show what is in a bundle, an SVID (PEM or DER), trust.json, the log proof beside
-a bundle (*.tlog.json) or an unsigned record, without verifying it: nothing that is printed has been checked. "-" is
-standard input.
+a bundle (*.tlog.json), detached evidence (*.evidence.cbor) or an unsigned record, without verifying it: nothing that
+is printed has been checked. "-" is standard input.
 
 --extract writes the parts of a bundle or SVID into DIR, in the forms that other
 tools read, so that they can judge them:
 
   quote.msg quote.sig pcrs.out extradata.hex   for tpm2_checkquote
   ak.pem ak-cert.pem ek.pem ek-cert.pem        for openssl
-  svid.pem statement.json evidence.cbor nonce.hex`,
+  svid.pem statement.json evidence.cbor nonce.hex agent-svid.pem`,
 		Example: `  rootlink inspect hello` + link.BundleSuffix + ` --extract parts
   tpm2_checkquote -u parts/ak.pem -m parts/quote.msg -s parts/quote.sig \
       -f parts/pcrs.out -q "$(cat parts/extradata.hex)"`,
@@ -67,11 +67,12 @@ type inspected struct {
 	cert     *x509.Certificate
 	evidence *attest.Evidence // nil: none
 	parent   *attest.Parent   // nil: none, or evidence of another kind
+	detached *attest.Detached // where evidence is from; nil: from the certificate
 	trust    *link.Trust
 	proof    *rekorv1.TransparencyLogEntry
 }
 
-var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json, nor a log proof, nor an unsigned record")
+var errUnknownFile = errors.New("neither a bundle, nor a certificate, nor trust.json, nor detached evidence, nor a log proof, nor an unsigned record")
 
 func inspect(cmd *cobra.Command, name, extract string) error {
 	raw, err := cli.ReadInput(name, link.MaxBundle)
@@ -79,6 +80,9 @@ func inspect(cmd *cobra.Command, name, extract string) error {
 		return err
 	}
 	in, err := decode(raw)
+	if err == nil && in.bundle != nil && in.evidence == nil && name != "-" {
+		err = in.findDetached(name)
+	}
 	if err != nil {
 		h := ""
 		if errors.Is(err, errUnknownFile) {
@@ -106,7 +110,7 @@ func inspect(cmd *cobra.Command, name, extract string) error {
 	if extract == "" {
 		return nil
 	}
-	if in.cert == nil {
+	if in.cert == nil && in.evidence == nil {
 		return cli.Usage("inspect a bundle or an SVID", "%s holds no parts to extract", name)
 	}
 	return in.extract(cmd, extract)
@@ -155,6 +159,13 @@ func decode(raw []byte) (*inspected, error) {
 		if in.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
 			return nil, err
 		}
+	case len(raw) > 0 && raw[0]>>5 == 5: // a CBOR map
+		in.kind = "detached_evidence"
+		if in.detached, err = attest.ParseDetached(raw); err != nil {
+			return nil, errUnknownFile
+		}
+		in.evidence = in.detached.Evidence
+		return in, nil
 	case bytes.HasPrefix(bytes.TrimLeft(raw, " \t\r\n"), []byte("{")):
 		if in.proof, err = tlog.ParseEntry(raw); err != nil {
 			return nil, errUnknownFile
@@ -178,6 +189,19 @@ func decode(raw []byte) (*inspected, error) {
 	return in, err
 }
 
+// findDetached takes the record that lies beside a bundle without evidence.
+func (in *inspected) findDetached(name string) error {
+	raw, err := findDetached(name, in.bundle)
+	if err != nil || raw == nil {
+		return err
+	}
+	if in.detached, err = attest.ParseDetached(raw); err != nil {
+		return fmt.Errorf("%s: %w", in.bundle.DetachedName(), err)
+	}
+	in.evidence = in.detached.Evidence
+	return nil
+}
+
 func (in *inspected) view() view {
 	v := view{{"unverified", true}, {"kind", in.kind}}
 	if in.trust != nil {
@@ -195,9 +219,14 @@ func (in *inspected) view() view {
 		v.add("statement", statementView(in.bundle.UnverifiedPayload()))
 		v = append(v, timeView(in.bundle)...)
 	}
-	v.add("certificate", certificateView(in.cert))
+	if in.cert != nil {
+		v.add("certificate", certificateView(in.cert))
+	}
+	if in.detached != nil {
+		v.add("detached", detachedView(in.detached))
+	}
 	switch {
-	case in.parent != nil:
+	case in.evidence == nil && in.parent != nil:
 		v.add("evidence", parentView(in.parent))
 	case in.evidence == nil:
 		v.add("evidence", "none")

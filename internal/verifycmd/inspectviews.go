@@ -17,6 +17,7 @@ import (
 
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
+	"github.com/rootlink/rootlink/pkg/timestamp"
 	"github.com/rootlink/rootlink/pkg/tlog"
 )
 
@@ -52,7 +53,11 @@ func evidenceView(e *attest.Evidence) (v view) {
 	v.add("tool", hex.EncodeToString(e.Tool[:]))
 	v.add("payload", hex.EncodeToString(e.Payload[:]))
 	v.add("selectors", e.Selectors)
-	v.add("nonce_time", attest.NonceTime(e.Nonce).UTC().Format(time.RFC3339Nano))
+	if e.Kind == attest.KindDetached {
+		v.add("nonce", hex.EncodeToString(e.Nonce[:])) // SHA-256 of the SVID
+	} else {
+		v.add("nonce_time", attest.NonceTime(e.Nonce).UTC().Format(time.RFC3339Nano))
+	}
 	v.add("agent_key", hex.EncodeToString(e.AgentKey[:]))
 	v.add("leaf", fmt.Sprintf("index %d of %d under the quote", e.Index, e.Size))
 	return append(v, nodeView(e)...)
@@ -91,6 +96,33 @@ func nodeView(e *attest.Evidence) (v view) {
 	}
 	v.add("ak", akView(e))
 	v.add("ek", ekView(e))
+	return v
+}
+
+// detachedView is what a detached record has beside its evidence.
+func detachedView(d *attest.Detached) (v view) {
+	for i, der := range d.AgentSVID {
+		name := "agent_svid"
+		if i > 0 {
+			name = fmt.Sprintf("intermediate_%d", i)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			v.add(name, err.Error())
+			continue
+		}
+		v.add(name, certificateView(c))
+	}
+	v.add("signed", len(d.Signature) > 0)
+	if len(d.Token) > 0 {
+		t, err := timestamp.Parse(d.Token)
+		if err != nil {
+			v.add("timestamp", err.Error())
+			return v
+		}
+		signer := t.UnverifiedSigner()
+		v.add("timestamp", stamp(t.UnverifiedTime())+" by certificate sha256:"+hex.EncodeToString(signer[:]))
+	}
 	return v
 }
 
@@ -133,6 +165,9 @@ func akView(e *attest.Evidence) (v view) {
 	v.add("manufacturer", s.Manufacturer)
 	v.add("firmware", s.Firmware)
 	v.add("software_tpm", s.Software)
+	if b := s.Boot; b != nil {
+		v.add("boot", fmt.Sprintf("reset %d, restart %d", b.Reset, b.Restart))
+	}
 	return v
 }
 

@@ -131,7 +131,7 @@ func (d *desk) run(t *testing.T, words ...string) (code int, stdout, stderr stri
 		}
 	}
 	root := cli.Root("rootlink", "", "test")
-	root.AddCommand(verifyCommand(func() time.Time { return d.now }), InspectCommand())
+	root.AddCommand(verifyCommand(func() time.Time { return d.now }), archiveCommand(func() time.Time { return d.now }), InspectCommand())
 	var out, errOut bytes.Buffer
 	code = cli.Main(context.Background(), root, words, &out, &errOut)
 	return code, out.String(), errOut.String()

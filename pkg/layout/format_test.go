@@ -182,7 +182,7 @@ func TestRefusesContradictingDemands(t *testing.T) {
 		"empty list of tools":         func(s *Step) { s.Tools = []string{} },
 		"upper-case hash":             func(s *Step) { s.Tools = []string{strings.ToUpper(sum("x"))} },
 		"key twice":                   func(s *Step) { s.Demands = Demands{KeyPinned: true}; s.PubKeys = []string{key.KeyID, key.KeyID} },
-		"evidence that is not judged": func(s *Step) { s.Evidence = "detached" },
+		"evidence that is not judged": func(s *Step) { s.Evidence = "hearsay" },
 	} {
 		s := newScene(t)
 		s.layout.Keys = map[string]in_toto.Key{key.KeyID: key}

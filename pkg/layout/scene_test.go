@@ -39,6 +39,10 @@ type made struct {
 	stmt *link.Statement
 	bend func([]byte) []byte
 	name string
+	// plain: by a server that puts no evidence into SVIDs. The record is left in
+	// detached.
+	plain    bool
+	detached []byte
 }
 
 func sum(s string) string {
@@ -151,7 +155,17 @@ func (s *scene) sign(t testing.TB, m *made) []byte {
 	w.TPM, w.SVIDKey = m.tpm, forge.P256(t)
 	w.Leaf.SPIFFEID, w.Leaf.SVIDKey, w.Leaf.Payload = m.id, forge.KeyHash(t, w.SVIDKey.Public()), p.Digest()
 	w.Leaf.Selectors = []string{attest.SelectorRecorder + hex.EncodeToString(w.Leaf.Recorder[:]), attest.SelectorTool + hex.EncodeToString(w.Leaf.Tool[:])}
-	b, err := p.Sign(w.SVIDKey, w.Issue(t, w.Make(t)))
+	var b *link.Bundle
+	if m.plain {
+		svid := w.Plain(t)
+		d := w.Detach(t, svid)
+		if b, err = p.SignDetached(w.SVIDKey, svid, d); err != nil {
+			t.Fatal(err)
+		}
+		m.detached, err = d.Marshal()
+	} else {
+		b, err = p.Sign(w.SVIDKey, w.Issue(t, w.Make(t)))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,6 +197,7 @@ func (s *scene) verify(t testing.TB) (*Result, error) {
 				name = string(rune('a'+i)) + ".sigstore.json"
 			}
 			s.in.Links = append(s.in.Links, link.LinkInput{Name: name, Bundle: s.sign(t, m)})
+			s.in.Links[i].Detached = m.detached // made by sign
 		}
 	}
 	trust, err := link.NewTrust(s.file)

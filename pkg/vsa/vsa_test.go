@@ -19,7 +19,7 @@ import (
 func verified() *link.Result {
 	return &link.Result{
 		Verdict: link.VerdictVerified,
-		Links:   []link.LinkResult{{Tier: link.TierBootAttested}, {Tier: link.TierKernelWitnessed}},
+		Links:   []link.LinkResult{{Tier: link.TierBootAttested, Evidence: link.EvidenceLeaf}, {Tier: link.TierKernelWitnessed, Evidence: link.EvidenceLeaf}},
 		Artifacts: []link.ArtifactResult{{
 			Artifact: link.Artifact{Name: "hello", Digest: map[string]string{"sha256": strings.Repeat("ab", 32)}},
 			Matches:  []link.Match{{Link: "build", Subject: "hello"}},
@@ -81,6 +81,20 @@ func TestSoftwareTPMHasNoTier(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(a.Predicate), LevelSoftware) || strings.Contains(string(a.Predicate), levelPrefix) {
+		t.Errorf("%s", a.Predicate)
+	}
+}
+
+// Who reads the summary sees nothing but levels: one link whose evidence no
+// server checked lowers them all, and no policy for the others takes it.
+func TestDetachedEvidenceHasALevelOfItsOwn(t *testing.T) {
+	r := verified()
+	r.Links[1].Evidence = link.EvidenceDetached
+	a, err := New(r, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := string(a.Predicate); !strings.Contains(s, `"ROOTLINK_DETACHED_TIER_BOOT_ATTESTED"`) || strings.Contains(s, `"`+levelPrefix) {
 		t.Errorf("%s", a.Predicate)
 	}
 }
