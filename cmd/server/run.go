@@ -82,7 +82,7 @@ func runCommand(at *location) *cobra.Command {
 	f.caTTL, f.roundLimit = cli.Duration(server.DefaultAuthorityTTL), cli.Duration(server.DefaultRoundTimeout)
 	fs.Var(&f.svidTTL, "svid-ttl", "lifetime of SVIDs whose entry names none")
 	f.jwtTTL = cli.Duration(svid.DefaultJWTTTL)
-	fs.Var(&f.jwtTTL, "jwt-ttl", "lifetime of JWT-SVIDs whose entry names none, at most 24h")
+	fs.Var(&f.jwtTTL, "jwt-svid-ttl", "lifetime of JWT-SVIDs whose entry names none, at most 24h")
 	fs.Var(&f.agentTTL, "agent-ttl", "lifetime of agents' SVIDs")
 	fs.Var(&f.issuerTTL, "issuer-ttl", "lifetime of SVIDs that sign one build step, at most 10m")
 	fs.Var(&f.caTTL, "ca-ttl", "lifetime of an authority")

@@ -302,6 +302,25 @@ func TestWorkloadAPISection623Validation(t *testing.T) {
 	}
 }
 
+// A caller without an identity may have a token of our own trust domain judged,
+// and nobody else's.
+func TestJWTValidationWithoutAnIdentity(t *testing.T) {
+	s := newFakeServer(t)
+	s.rotateJWT(true)
+	s.start()
+	r := startAgent(t, s)
+	r.waitReady()
+	mine := signToken(t, s.jwt.key, svid.JWTRequest{ID: spiffeid.RequireFromString("spiffe://" + testTD + "/w"), Audience: []string{"a"}, TTL: time.Minute, Now: time.Now()})
+	if _, err := r.validate(t, "a", mine); err != nil {
+		t.Error(err)
+	}
+	key, pub := jwtKey(t)
+	s.with(func() { s.jwt.foreign = map[string]*types.JWTKey{"other.test": pub} })
+	other := signToken(t, key, svid.JWTRequest{ID: spiffeid.RequireFromString("spiffe://other.test/w"), Audience: []string{"a"}, TTL: time.Minute, Now: time.Now()})
+	_, err := r.validate(t, "a", other)
+	wantCode(t, "another trust domain's", err, codes.InvalidArgument)
+}
+
 // forgeToken signs any header and claims with key.
 func forgeToken(t testing.TB, key *ecdsa.PrivateKey, header, claims map[string]any) string {
 	t.Helper()

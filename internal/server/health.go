@@ -66,6 +66,9 @@ func (h *healthService) status(ctx context.Context) grpc_health_v1.HealthCheckRe
 		err = errAuthorityExpired
 	}
 	if err == nil {
+		err = h.s.jwt.healthy()
+	}
+	if err == nil {
 		err = h.s.store.Check(ctx)
 	}
 	if err == nil {

@@ -335,3 +335,39 @@ func TestRefusesForeignJWTKeyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A clock that is set back a little does not stop tokens; an authority that has
+// ended is no health.
+func TestJWTAuthorityAndTheClock(t *testing.T) {
+	w := newWorld(t, nil)
+	w.clock.add(-30 * time.Second)
+	if _, err := svidv1.NewSVIDClient(w.admin).MintJWTSVID(t.Context(), &svidv1.MintJWTSVIDRequest{Id: idToProto("spiffe://example.org/web"), Audience: []string{"a"}}); err != nil {
+		t.Error(err)
+	}
+	if err := w.srv.jwt.healthy(); err != nil {
+		t.Error(err)
+	}
+	w.clock.add(31 * 24 * time.Hour)
+	if err := w.srv.jwt.healthy(); err == nil {
+		t.Error("healthy with an authority that has ended")
+	}
+	if _, err := w.srv.jwt.maintain(t.Context()); err != nil || w.srv.jwt.healthy() != nil {
+		t.Error("not mended by the next round:", err)
+	}
+}
+
+func BenchmarkMintJWTSVID(b *testing.B) {
+	w := newWorld(b, nil)
+	client := svidv1.NewSVIDClient(w.admin)
+	b.SetParallelism(4) // times GOMAXPROCS
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := client.MintJWTSVID(b.Context(), &svidv1.MintJWTSVIDRequest{Id: idToProto("spiffe://example.org/web"), Audience: []string{"a"}}); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "SVIDs/s")
+}

@@ -24,6 +24,9 @@ import (
 // signs is looked at later, so it need not live as long as an X.509 one.
 const maxJWTAuthorityTTL = 30 * 24 * time.Hour
 
+// jwtBackdate lets a new authority sign also when the clock is set back a little.
+const jwtBackdate = time.Minute
+
 // jwtAuthorities keeps the keys that sign JWT-SVIDs.
 type jwtAuthorities struct {
 	td       spiffeid.TrustDomain
@@ -118,7 +121,7 @@ func (a *jwtAuthorities) prepare(ctx context.Context) error {
 	}
 	now := a.now()
 	if err := a.store.AddJWTAuthority(ctx, store.JWTAuthority{
-		ID: id, PublicKey: spki, KeyFile: name, NotBefore: now, NotAfter: now.Add(a.lifetime), PreparedAt: now,
+		ID: id, PublicKey: spki, KeyFile: name, NotBefore: now.Add(-jwtBackdate), NotAfter: now.Add(a.lifetime), PreparedAt: now,
 	}); err != nil {
 		return err
 	}
@@ -195,6 +198,14 @@ func (a *jwtAuthorities) sign(r svid.JWTRequest) (*svid.JWT, error) {
 		return nil, fmt.Errorf("%w: no JWT authority is active", svid.ErrAuthority)
 	}
 	return signer.Sign(r)
+}
+
+// healthy says whether tokens can be signed now.
+func (a *jwtAuthorities) healthy() error {
+	if signer := a.set.Load().signer; signer == nil || !a.now().Before(signer.NotAfter()) {
+		return fmt.Errorf("%w: no JWT authority is active", svid.ErrAuthority)
+	}
+	return nil
 }
 
 // run maintains the authorities until ctx ends.
