@@ -79,8 +79,8 @@ type Config struct {
 	MaxConnections          int // default 16384, less where fewer files may be open
 	MaxConnectionsOfAddress int // default 4096: many nodes may share an address
 
-	// Plugins are external ones, NodeAttestors so far: their names are the
-	// attestation types that agents may use beside tpmnode.
+	// Plugins are external ones: BundlePublishers, and NodeAttestors, whose names are
+	// the attestation types that agents may use beside tpmnode.
 	Plugins []catalog.Config
 
 	// AdminServices register further services on the admin socket only.

@@ -16,8 +16,8 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
 	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
+	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
-	plugintypes "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -50,9 +50,11 @@ func (s *Server) loadExternal(ctx context.Context) error {
 	for _, c := range s.cfg.Plugins {
 		builtIn := len(s.cfg.EKRoots) != 0 || s.cfg.EKAllow != ""
 		switch {
-		case c.Type != nodeAttestorType:
-			return fmt.Errorf("%w: %s %q: this server loads NodeAttestor plugins", catalog.ErrConfig, c.Type, c.Name)
-		case s.attestors[c.Name] != nil, c.Name == wire.PluginName && builtIn:
+		case c.Type != nodeAttestorType && c.Type != bundlePublisherType:
+			return fmt.Errorf("%w: %s %q: this server loads NodeAttestor and BundlePublisher plugins", catalog.ErrConfig, c.Type, c.Name)
+		case c.Type == bundlePublisherType && s.publishers[c.Name] != nil:
+			return fmt.Errorf("%w: two bundle publishers %q", catalog.ErrConfig, c.Name)
+		case c.Type == nodeAttestorType && (s.attestors[c.Name] != nil || c.Name == wire.PluginName && builtIn):
 			return fmt.Errorf("%w: two node attestors of type %q", catalog.ErrConfig, c.Name)
 		}
 		p, err := catalog.Load(ctx, c, catalog.Options{
@@ -60,6 +62,14 @@ func (s *Server) loadExternal(ctx context.Context) error {
 		})
 		if err != nil {
 			return err
+		}
+		if c.Type == bundlePublisherType {
+			pub := &publisher{plugin: p, client: new(bundlepublisherv1.BundlePublisherPluginClient), data: c.Data}
+			s.publishers[c.Name] = pub // closed with the server from here on
+			if err := p.Bind(pub.client); err != nil {
+				return err
+			}
+			continue
 		}
 		a := &attestor{plugin: p, data: c.Data}
 		s.attestors[c.Name] = a // closed with the server from here on
@@ -76,20 +86,25 @@ func (s *Server) loadExternal(ctx context.Context) error {
 func (s *Server) ReloadPlugins(ctx context.Context, next []catalog.Config) {
 	seen := 0
 	for _, c := range next {
-		a := s.attestors[c.Name]
-		if c.Type != nodeAttestorType || a == nil || a.builtIn {
+		var p *catalog.Plugin
+		var data *string
+		if a := s.attestors[c.Name]; c.Type == nodeAttestorType && a != nil && !a.builtIn {
+			p, data = a.plugin, &a.data
+		} else if b := s.publishers[c.Name]; c.Type == bundlePublisherType && b != nil {
+			p, data = b.plugin, &b.data
+		} else {
 			s.cfg.Log.Warn("this plugin is loaded when the server is started again", "plugin", c.Name)
 			continue
 		}
 		seen++
-		if c.Data == a.data {
+		if c.Data == *data {
 			continue
 		}
-		if err := a.plugin.Configure(ctx, c.Data); err != nil {
+		if err := p.Configure(ctx, c.Data); err != nil {
 			s.cfg.Log.Error("new plugin_data not taken; the plugin keeps what it has", "plugin", c.Name, "error", err, "hint", catalog.Hint(err))
 			continue
 		}
-		a.data = c.Data
+		*data = c.Data
 		s.cfg.Log.Info("new plugin_data taken", "plugin", c.Name)
 	}
 	if seen < len(s.cfg.Plugins) {
@@ -103,6 +118,9 @@ func (s *Server) pluginHealth() error {
 	var errs []error
 	for _, a := range s.attestors {
 		errs = append(errs, a.plugin.Health())
+	}
+	for _, p := range s.publishers {
+		errs = append(errs, p.plugin.Health())
 	}
 	return errors.Join(errs...)
 }
@@ -176,14 +194,9 @@ func (h *hostService) FetchX509Identity(context.Context, *identityproviderv1.Fet
 	if err != nil {
 		return nil, h.s.internal("identity for a plugin", err)
 	}
-	set := h.s.authorities.set.Load()
-	sequence, err := h.s.store.BundleSequence()
+	b, err := h.s.pluginBundle()
 	if err != nil {
 		return nil, h.s.internal("bundle for a plugin", err)
-	}
-	b := &plugintypes.Bundle{TrustDomain: h.s.cfg.TrustDomain, RefreshHint: bundleRefresh, SequenceNumber: sequence}
-	for _, c := range set.valid(h.s.cfg.Now()) {
-		b.X509Authorities = append(b.X509Authorities, &plugintypes.X509Certificate{Asn1: c.Raw})
 	}
 	return &identityproviderv1.FetchX509IdentityResponse{
 		Identity: &identityproviderv1.X509Identity{CertChain: own.Certificate, PrivateKey: key}, Bundle: b,

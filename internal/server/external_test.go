@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -19,10 +20,13 @@ import (
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
 	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
+	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	plugintypes "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/forge"
@@ -36,7 +40,59 @@ func TestMain(m *testing.M) {
 		pluginmain.Serve(nodeattestorv1.NodeAttestorPluginServer(p), configv1.ConfigServiceServer(p))
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == "publish" {
+		pluginmain.Serve(bundlepublisherv1.BundlePublisherPluginServer(board{}))
+		return
+	}
 	os.Exit(m.Run())
+}
+
+// board publishes a bundle to the file of the command line.
+type board struct {
+	bundlepublisherv1.UnimplementedBundlePublisherServer
+}
+
+func (board) PublishBundle(_ context.Context, r *bundlepublisherv1.PublishBundleRequest) (*bundlepublisherv1.PublishBundleResponse, error) {
+	b, err := proto.Marshal(r.Bundle)
+	if err == nil {
+		err = os.WriteFile(os.Args[2]+".new", b, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(os.Args[2]+".new", os.Args[2])
+	}
+	return &bundlepublisherv1.PublishBundleResponse{}, err
+}
+
+// TestPublishesTheBundle: what a publisher gets is what GetBundle answers.
+func TestPublishesTheBundle(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "bundle")
+	w := newWorld(t, func(c *Config) {
+		c.Plugins = []catalog.Config{{Type: "BundlePublisher", Name: "board", Cmd: exe, Args: []string{"publish", file}}}
+	})
+	want := bundleOf(t, w.admin)
+	got := new(plugintypes.Bundle)
+	for {
+		b, err := os.ReadFile(file)
+		if err == nil {
+			if err := proto.Unmarshal(b, got); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal("never published")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if got.TrustDomain != td || len(got.X509Authorities) != len(want.X509Authorities) || len(got.JwtAuthorities) != len(want.JwtAuthorities) ||
+		!bytes.Equal(got.X509Authorities[0].Asn1, want.X509Authorities[0].Asn1) || got.SequenceNumber != want.SequenceNumber {
+		t.Errorf("published %v, want %v", got, want)
+	}
 }
 
 // papers attests whatever the caller says it is.

@@ -70,8 +70,9 @@ type Server struct {
 	// The built-in node attestor; nil when nothing makes an EK genuine.
 	nodeserver *nodeserver.Plugin
 	// attestors are the node attestors by attestation type, built in and external.
-	attestors map[string]*attestor
-	ready     atomic.Bool // New has finished: host services may answer
+	attestors  map[string]*attestor
+	publishers map[string]*publisher
+	ready      atomic.Bool // New has finished: host services may answer
 
 	running attestations
 	rivals  rivals
@@ -107,7 +108,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		}
 	}()
 	s.started, s.stopping = s.cfg.Now(), make(chan struct{})
-	s.attestors = make(map[string]*attestor)
+	s.attestors, s.publishers = make(map[string]*attestor), make(map[string]*publisher)
 	if err = s.checkAttestor(ctx); err != nil {
 		return nil, err
 	}
@@ -258,6 +259,9 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
+	for _, p := range s.publishers {
+		wg.Go(func() { s.publish(ctx, p) })
+	}
 	if s.tsa != nil {
 		wg.Go(func() { s.maintainTSA(ctx) })
 	}
@@ -318,6 +322,9 @@ func (s *Server) Close() error {
 		s.ready.Store(false)
 		for _, a := range s.attestors {
 			closed(a.plugin.Close())
+		}
+		for _, p := range s.publishers {
+			closed(p.plugin.Close())
 		}
 		if s.certLog != nil {
 			closed(s.certLog.close())
