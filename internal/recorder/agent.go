@@ -99,6 +99,9 @@ func (a *Agent) Close() error {
 // and whether the server takes evidence shows when it has issued.
 func (a *Agent) Route() string { return "" }
 
+// Note: the key is made for the one statement, as ever.
+func (a *Agent) Note() string { return "" }
+
 // watch keeps a call open for as long as the connection lives. gRPC connects
 // again by itself, but what the agent measured does not come back with it, and
 // an agent that leaves for good says why only to open calls.

@@ -23,6 +23,8 @@ type source interface {
 	// Route says before the tool starts which way the step goes; empty for the
 	// way that needs no words.
 	Route() string
+	// Note is what environment.recorder of the link says of it; may be empty.
+	Note() string
 	// Measure has this process and its stopped tool measured; nil when nobody
 	// does, which was asked for.
 	Measure(ctx context.Context, spiffeID string) (*workloadv1.MeasureResponse, error)

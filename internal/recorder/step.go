@@ -302,10 +302,10 @@ func (r *state) onExec(e *Exec) error {
 		}
 		return err
 	}
+	if e.N == 1 {
+		r.stmt.Environment.Recorder += r.source.Note()
+	}
 	if m == nil {
-		if e.N == 1 {
-			r.stmt.Environment.Recorder += " (no evidence)"
-		}
 		return r.note(e, nil)
 	}
 	r.measured = m

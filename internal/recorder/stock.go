@@ -89,6 +89,15 @@ func (s *stock) Route() string {
 	return fmt.Sprintf("signing as %s with a SPIRE agent's SVID, whose key the agent made; the node's evidence lies beside the bundle", s.id)
 }
 
+// Note says in the link what a reader of trust.json's requirements should know:
+// one key signs whatever an SVID's life brings.
+func (s *stock) Note() string {
+	if s.quoter == nil {
+		return " (no evidence; SPIRE agent's key)"
+	}
+	return " (SPIRE agent's key)"
+}
+
 // first fetches the SVID before anything else happens, and keeps its name: at the
 // end of the step it must be the same identity, whatever its SVID is then.
 func (s *stock) first(ctx context.Context, wanted string) (*svid, error) {
