@@ -54,6 +54,9 @@ func TestMain(m *testing.M) {
 	if recorder.IsStub() {
 		recorder.RunStub()
 	}
+	if mode := os.Getenv("ROOTLINK_TEST_ROLE"); mode != "" {
+		os.Exit(role(mode))
+	}
 	os.Exit(m.Run())
 }
 
