@@ -14,6 +14,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/keyfile"
+	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/link"
 	"github.com/rootlink/rootlink/pkg/tlog"
 	"github.com/rootlink/rootlink/pkg/vsa"
@@ -187,7 +188,19 @@ func hint(f *link.Failure, err error) string {
 	if errors.Is(err, link.ErrNotYetValid) {
 		return "check this machine's clock, and that of the one that issued it"
 	}
+	if errors.Is(err, link.ErrIntermediate) {
+		return "list the intermediate authority itself in trust.json: a SPIRE server with an UpstreamAuthority issues through one"
+	}
+	if errors.Is(err, attest.ErrBoot) {
+		return "the machine was rebooted, or suspended, between its attestation and the quote: its agent has to attest again, and the step to run again"
+	}
 	switch f.Check {
+	case "evidence.mapping":
+		return "name the nodes that may speak for this identity: eks or pcr_policies of its requirement in trust.json"
+	case "evidence.time":
+		return "the record's token was changed, or taken from elsewhere: get the record again from where it was made"
+	case "evidence.time_known":
+		return "sign with a timestamp authority that trust.json names, while the SVID is valid: the step has to run again"
 	case "statement.type":
 		return "--type says which kind of statement is expected; `rootlink inspect` shows which it is"
 	case "requirement.type":
@@ -228,7 +241,10 @@ func hint(f *link.Failure, err error) string {
 	case "requirement.match":
 		return "create the entry for this identity and export trust.json again, or check whose trust.json it is"
 	case "evidence.kind":
-		return "sign with `rootlink run` on an attested machine: an SVID made by hand proves nothing about one"
+		if strings.Contains(f.Message, "the requirement wants") {
+			return "trust.json asks for more of this identity: sign on a rootlink-server, or lower `evidence` of its requirement if that is meant"
+		}
+		return "sign with `rootlink run` on an attested machine: an SVID made by hand proves nothing about one. Of a stock SPIRE server, the record sha256-….evidence.cbor belongs beside the bundle"
 	case "requirement.executables":
 		return "`rootlink inspect --executables BUNDLE` lists what ran; what may run is demanded by `rootlink-server trust export --executables`"
 	case "requirement.caches":
