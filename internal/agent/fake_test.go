@@ -79,6 +79,7 @@ type fakeServer struct {
 	attests    int
 	notActive  int // calls with a replaced agent SVID
 	syncs      int
+	taintAll   bool // the bundle says of each authority that it is being withdrawn
 	batches    []int
 	lastNonce  [32]byte
 	badNonce   bool // refuse evidence with any nonce but lastNonce
@@ -321,7 +322,7 @@ func (s *fakeServer) GetBundle(context.Context, *bundlev1.GetBundleRequest) (*ty
 	defer s.mu.Unlock()
 	b := &types.Bundle{TrustDomain: testTD}
 	for _, ca := range append([]*x509.Certificate{s.ca}, s.oldCAs...) {
-		b.X509Authorities = append(b.X509Authorities, &types.X509Certificate{Asn1: ca.Raw})
+		b.X509Authorities = append(b.X509Authorities, &types.X509Certificate{Asn1: ca.Raw, Tainted: s.taintAll})
 	}
 	b.JwtAuthorities = s.jwt.published
 	return b, nil

@@ -36,6 +36,27 @@ func TestJoinLineAfterRotation(t *testing.T) {
 	}
 }
 
+// TestRefusesEndlessWithdrawal: a server that distrusts the authority that it
+// signs with, by mistake or not, has the agent attest once more and no oftener.
+func TestRefusesEndlessWithdrawal(t *testing.T) {
+	s := newFakeServer(t)
+	s.start()
+	r := startIn(t, s, t.TempDir(), byJoinLine(s))
+	r.waitReady()
+	var before int
+	s.with(func() { before = s.attests; s.taintAll = true })
+	count := func() (attests, syncs int) {
+		s.with(func() { attests, syncs = s.attests, s.syncs })
+		return attests, syncs
+	}
+	eventually(t, "the agent attests again", func() bool { n, _ := count(); return n > before })
+	_, from := count()
+	eventually(t, "ten more syncs", func() bool { _, n := count(); return n >= from+10 })
+	if n, _ := count(); n != before+1 {
+		t.Errorf("it attested %d times more", n-before)
+	}
+}
+
 // TestSavedBundleOutlivesTheFile: with a bundle file, the authorities learned
 // since it was written are remembered.
 func TestSavedBundleOutlivesTheFile(t *testing.T) {
