@@ -32,6 +32,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&at.socket, "admin-socket", "", "admin socket (default admin.sock in the data directory; $"+envAdminSocket+" for the commands that talk to a server)")
 	root.AddCommand(
 		runCommand(&at),
+		validateCommand(&at),
 		entryCommand(&at),
 		agentCommand(&at),
 		bundleCommand(&at),

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -54,8 +55,35 @@ func runCommand(at *location) *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
 		Use: "run --trust-domain NAME --ek-roots PEM|DIR…", Short: "Run the server in the foreground", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c, at) },
 	}
-	fs := c.Flags()
+	f.add(c.Flags())
+	return c
+}
+
+// validateCommand takes the flags of run, so that whatever starts the server can
+// be tried by exchanging one word.
+func validateCommand(at *location) *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use: "validate", Short: "Judge flags, configuration file and plugin_data as run would, and start nothing", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := f.settings(c, at)
+			if err != nil {
+				return err
+			}
+			notes, err := server.Validate(c.Context(), cfg)
+			if err != nil {
+				err = explainStart(err, cfg)
+			}
+			return cli.Validated(c, notes, err)
+		},
+	}
+	f.add(c.Flags())
+	return c
+}
+
+func (f *runFlags) add(fs *pflag.FlagSet) {
 	cli.ConfigFlags(fs, &f.config, &f.expandEnv)
 	cli.LogFlags(fs, &f.logLevel, &f.logFormat)
 	fs.StringVar(&f.trustDomain, "trust-domain", "", "name of the trust domain, such as example.org")
@@ -91,15 +119,10 @@ func runCommand(at *location) *cobra.Command {
 	fs.IntVar(&f.maxConns, "max-connections", server.DefaultMaxConnections, "open connections of all agents")
 	fs.IntVar(&f.maxConnsOfAddress, "max-connections-per-address", server.DefaultMaxConnectionsOfAddress, "open connections from one address")
 	fs.Var(&f.roundLimit, "attest-timeout", "longest wait for one message of a node attestation")
-	c.RunE = func(c *cobra.Command, _ []string) error { return f.run(c, at) }
-	return c
 }
 
 func (f *runFlags) run(c *cobra.Command, at *location) error {
-	if err := f.readConfig(c); err != nil {
-		return err
-	}
-	cfg, err := f.serverConfig(c, at)
+	cfg, err := f.settings(c, at)
 	if err != nil {
 		return err
 	}
@@ -126,6 +149,14 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 		return err
 	}
 	return nil
+}
+
+// settings are what flags and file describe.
+func (f *runFlags) settings(c *cobra.Command, at *location) (server.Config, error) {
+	if err := f.readConfig(c); err != nil {
+		return server.Config{}, err
+	}
+	return f.serverConfig(c, at)
 }
 
 func (f *runFlags) readConfig(c *cobra.Command) error {

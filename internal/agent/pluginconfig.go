@@ -45,7 +45,11 @@ const (
 // the fields.
 func (p *PluginConfig) Override(blocks []config.Plugin) error {
 	for _, b := range blocks {
+		skip, why := false, ""
 		builtIn := b.Type == nodeAttestorType && b.Name == wire.PluginName || b.Type == workloadAttestorType && b.Name == binary.Name
+		if !builtIn {
+			skip, why = config.SPIREPlugin("agent", b)
+		}
 		switch {
 		case !b.Enabled && builtIn && b.Name == binary.Name:
 			return cli.Usage("", "line %d: plugin %s %q is needed; it cannot be switched off", b.Line, b.Type, b.Name)
@@ -54,6 +58,10 @@ func (p *PluginConfig) Override(blocks []config.Plugin) error {
 				return cli.Usage("name another node attestor's program with plugin_cmd", "line %d: the agent needs a node attestor, and %q is switched off", b.Line, b.Name)
 			}
 			continue
+		case skip:
+			continue
+		case why != "":
+			return cli.Usage("", "line %d: %s %q: %s", b.Line, b.Type, b.Name, why)
 		case !builtIn && b.Cmd == "":
 			return cli.Usage(fmt.Sprintf("built in are NodeAttestor %q and WorkloadAttestor %q; plugin_cmd names the program of any other", wire.PluginName, binary.Name),
 				"line %d: there is no plugin %s %q", b.Line, b.Type, b.Name)

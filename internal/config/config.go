@@ -151,8 +151,14 @@ func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) e
 	for _, p := range f.plugins {
 		keys, ok := builtin[p.Type+" "+p.Name]
 		pos := token.Pos{Line: p.Line}
+		skip, why := false, ""
+		if !ok {
+			skip, why = SPIREPlugin("server", p)
+		}
 		switch {
-		case !p.Enabled:
+		case !p.Enabled || skip:
+		case why != "":
+			return f.errorf(pos, "%s %q: %s", p.Type, p.Name, why)
 		case p.Cmd != "":
 		case p.Checksum != "" || len(p.Args) != 0:
 			return f.errorf(pos, "%s %q: plugin_checksum and plugin_args without a plugin_cmd", p.Type, p.Name)

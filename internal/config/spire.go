@@ -68,7 +68,7 @@ func spireKeys(section string) map[string]SPIREKey {
 			"bind_port":             {Port: "listen"},
 			"socket_path":           {Flag: "admin-socket"},
 			"default_x509_svid_ttl": {Flag: "svid-ttl"},
-			"default_jwt_svid_ttl":  {Flag: "jwt-svid-ttl"},
+			"default_jwt_svid_ttl":  {Flag: "jwt-ttl"},
 			"log_level":             logLevels(),
 			"log_file":              refuse(noLogFile),
 			"log_source_location":   only("false"),
@@ -273,4 +273,48 @@ func (r *reader) set(item *ast.ObjectItem, name string, values ...string) error 
 		}
 	}
 	return nil
+}
+
+// SPIREPlugin says what becomes of a block that names a plugin of SPIRE's own:
+// skip when rootlink does the same without it, else why there is none, if
+// anything better than "not built in" can be said.
+func SPIREPlugin(section string, p Plugin) (skip bool, why string) {
+	if p.Cmd != "" {
+		return false, ""
+	}
+	switch {
+	case section == "agent" && p.Type == "KeyManager" && p.Name == "memory":
+		return true, ""
+	case section == "agent" && p.Type == "KeyManager":
+		return false, "the agent's key stays in memory, so that every boot attests anew; leave the block out"
+	case p.Type == "KeyManager":
+		return false, "the server keeps its keys in data_dir; leave the block out"
+	case p.Type == "DataStore":
+		return false, "the server keeps a database of its own in data_dir; leave the block out, docs/migrating-from-spire.md says how entries move"
+	case p.Type == "UpstreamAuthority":
+		return false, "authorities here are roots, so that a link alone leads to one; leave the block out"
+	case p.Type == "NodeAttestor":
+		return false, "a node is its TPM here, by NodeAttestor \"tpmnode\"; another attestor needs its program in plugin_cmd"
+	}
+	return false, ""
+}
+
+// SPIREFlags names the flags that SPIRE's keys of a section stand for.
+func SPIREFlags(section string) []string {
+	var out []string
+	var add func(keys map[string]SPIREKey)
+	add = func(keys map[string]SPIREKey) {
+		for _, k := range keys {
+			out = append(out, k.Flag, k.Host, k.Port)
+			for _, settings := range k.Means {
+				for _, s := range settings {
+					out = append(out, s.Flag)
+				}
+			}
+			add(k.Keys)
+		}
+	}
+	add(spireKeys(section))
+	slices.Sort(out)
+	return slices.DeleteFunc(slices.Compact(out), func(s string) bool { return s == "" })
 }
