@@ -68,7 +68,7 @@ func spireKeys(section string) map[string]SPIREKey {
 			"bind_port":             {Port: "listen"},
 			"socket_path":           {Flag: "admin-socket"},
 			"default_x509_svid_ttl": {Flag: "svid-ttl"},
-			"default_jwt_svid_ttl":  {Flag: "jwt-ttl"},
+			"default_jwt_svid_ttl":  {Flag: "jwt-svid-ttl"},
 			"log_level":             logLevels(),
 			"log_file":              refuse(noLogFile),
 			"log_source_location":   only("false"),

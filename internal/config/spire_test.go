@@ -12,7 +12,7 @@ import (
 func daemonFlags() *pflag.FlagSet {
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	for name, value := range map[string]string{
-		"listen": "127.0.0.1:8081", "server": "127.0.0.1:8081", "admin-socket": "", "svid-ttl": "1h", "jwt-ttl": "5m",
+		"listen": "127.0.0.1:8081", "server": "127.0.0.1:8081", "admin-socket": "", "svid-ttl": "1h", "jwt-svid-ttl": "5m",
 		"log-level": "info", "socket": "", "trust-bundle": "", "sync-interval": "5s", "trust-domain": "", "data-dir": "",
 		"attest-rate": "1", "attest-burst": "5",
 	} {
@@ -36,7 +36,7 @@ func TestSPIREsNames(t *testing.T) {
   log_level = "WARNING"
   ratelimit { attestation = false }
 }`, map[string]string{
-			"listen": "0.0.0.0:9081", "admin-socket": "/run/x.sock", "svid-ttl": "30m", "jwt-ttl": "2m", "log-level": "warn",
+			"listen": "0.0.0.0:9081", "admin-socket": "/run/x.sock", "svid-ttl": "30m", "jwt-svid-ttl": "2m", "log-level": "warn",
 			"attest-rate": "1000000", "attest-burst": "1000000",
 		}},
 		{"only the port", "server", `server { bind_port = "9081" }`, map[string]string{"listen": "127.0.0.1:9081"}},
