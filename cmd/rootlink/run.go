@@ -97,7 +97,12 @@ command cannot be run, 127 when it is not found.`,
 }
 
 // sourceFlags says where key, SVID and evidence come from.
+// newEntry is how long a new entry may need to reach a SPIRE agent: the server
+// looks at its entries every five seconds, and so does the agent at the server.
+const newEntry = 12 * time.Second
+
 func sourceFlags(f *pflag.FlagSet, s *recorder.Sources) {
+	s.Patience = newEntry
 	f.StringVar(&s.Socket, "socket", "", "socket of the agent (default $"+recorder.EnvSocket+")")
 	f.StringVar(&s.Quoter, "quoter-socket", "", "quoter_socket of the rootlink plugin in a SPIRE agent (default $"+recorder.EnvQuoter+")")
 	f.StringVar(&s.SPIFFEID, "spiffe-id", "", "identity to sign with, when several match")

@@ -43,6 +43,9 @@ type Sources struct {
 	// NoEvidence signs with an SVID of the Workload API alone. Nothing ties
 	// such a link to hardware, so it has to be asked for.
 	NoEvidence bool
+	// Patience is how long a SPIRE agent that knows no identity for us is asked
+	// again: it hears of a new entry some seconds after the server.
+	Patience time.Duration
 }
 
 // EnvQuoter names the quoter socket.
@@ -118,7 +121,7 @@ func (s Sources) open(ctx context.Context) (source, error) {
 		return nil, c.noQuoter
 	}
 	st := newStock(ctx, c.agent, c.quoter)
-	if _, err := st.first(ctx, s.SPIFFEID); err != nil {
+	if _, err := st.first(ctx, s.SPIFFEID, s.Patience); err != nil {
 		st.Close()
 		return nil, err
 	}

@@ -100,11 +100,20 @@ func (s *stock) Note() string {
 
 // first fetches the SVID before anything else happens, and keeps its name: at the
 // end of the step it must be the same identity, whatever its SVID is then.
-func (s *stock) first(ctx context.Context, wanted string) (*svid, error) {
+func (s *stock) first(ctx context.Context, wanted string, patience time.Duration) (*svid, error) {
 	limited, cancel := context.WithTimeout(ctx, oneAttempt)
 	defer cancel()
 	s.id = wanted
 	v, err := s.fetch(limited)
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for end := time.Now().Add(patience); unknown(err) && time.Now().Before(end); v, err = s.fetch(limited) {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -164,6 +173,12 @@ func (s *stock) fetch(ctx context.Context) (*svid, error) {
 	}
 	v.bare = s.quoter == nil
 	return v, nil
+}
+
+// unknown: the agent has no such identity for this process, yet.
+func unknown(err error) bool {
+	e, ok := errors.AsType[*AgentError](err)
+	return ok && e.Code == codes.PermissionDenied
 }
 
 func readSVID(m *workloadpb.X509SVID) (*svid, error) {

@@ -85,6 +85,23 @@ func TestStepWithoutEvidenceMustBeAskedFor(t *testing.T) {
 	}
 }
 
+// A new entry takes its time from SPIRE's server to its agent.
+func TestSPIREStepWaitsForANewEntry(t *testing.T) {
+	s := newSPIRE(t)
+	asked := 0
+	s.fetch = func() error {
+		if asked++; asked == 1 {
+			return status.Error(codes.PermissionDenied, "no identity issued")
+		}
+		return nil
+	}
+	st := newStep(t, "sh", "-c", "echo x >out")
+	st.Sources.Patience = time.Minute
+	if code, err := st.Run(); code != 0 || err != nil || asked < 2 {
+		t.Error(code, err, asked)
+	}
+}
+
 func TestSPIREStepFailsBeforeTheToolStarts(t *testing.T) {
 	for _, tc := range []struct {
 		name string
