@@ -17,7 +17,7 @@ func externalPlugins(f *config.File) []catalog.Config {
 	var out []catalog.Config
 	for _, p := range f.Plugins() {
 		if p.Enabled && p.Cmd != "" {
-			out = append(out, catalog.Config{Type: p.Type, Name: p.Name, Cmd: p.Cmd, Args: p.Args, Checksum: p.Checksum, Data: p.Data})
+			out = append(out, catalog.Config{Type: p.Type, Name: p.Name, Cmd: p.Cmd, Args: p.Args, Checksum: p.Checksum, Data: p.Data, DataFile: p.DataFile})
 		}
 	}
 	return out

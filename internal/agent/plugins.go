@@ -115,7 +115,7 @@ func (p *Plugins) load(ctx context.Context, block config.Plugin, b *catalog.Buil
 	l, err := catalog.Load(ctx, catalog.Config{
 		Type: block.Type, Name: block.Name, Cmd: block.Cmd, Args: block.Args, Checksum: block.Checksum,
 		Env:  []string{wire.HostVariable + "=" + wire.HostAgent},
-		Data: hcl, BuiltIn: b,
+		Data: hcl, DataFile: block.DataFile, BuiltIn: b,
 	}, catalog.Options{TrustDomain: trustDomain, Log: log, HostServices: []pluginsdk.ServiceServer{catalog.Metrics(nil)}})
 	if err != nil {
 		return nil, err
@@ -198,7 +198,7 @@ func (p *Plugins) reload(ctx context.Context, c PluginConfig, log *slog.Logger) 
 		}
 		hcl, err := next.data(block)
 		if err == nil {
-			err = l.Configure(ctx, hcl)
+			err = l.ConfigureFrom(ctx, hcl, block.DataFile)
 		}
 		if err != nil {
 			log.Error("new plugin_data not taken; the plugin keeps what it has", "plugin", l.Name(), "error", err, "hint", catalog.Hint(err))

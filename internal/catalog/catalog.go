@@ -171,12 +171,16 @@ func (p *Plugin) WorkloadAttestor() (workloadv1.WorkloadAttestorClient, error) {
 // the plugin interface carries, so the hint comes at the end of it.
 type ConfigureError struct {
 	Plugin  string
+	File    string     // whose lines Message counts, when it is not the configuration file
 	Code    codes.Code // InvalidArgument: the configuration itself is wrong
 	Message string
 	Hint    string // may be empty
 }
 
 func (e *ConfigureError) Error() string {
+	if e.File != "" {
+		return fmt.Sprintf("plugin %q: configure: %s: %s", e.Plugin, e.File, e.Message)
+	}
 	return fmt.Sprintf("plugin %q: configure: %s", e.Plugin, e.Message)
 }
 
@@ -200,6 +204,16 @@ func (p *Plugin) Configure(ctx context.Context, hcl string) error {
 	// that, or that hangs, starts anew.
 	if again := p.configure(context.WithoutCancel(ctx), p.b.conn(), *p.good); again != nil {
 		p.b.restart()
+	}
+	return err
+}
+
+// ConfigureFrom is Configure with what a file of its own holds, which an error
+// names; file is empty when the text is in the configuration file itself.
+func (p *Plugin) ConfigureFrom(ctx context.Context, hcl, file string) error {
+	err := p.Configure(ctx, hcl)
+	if e, ok := errors.AsType[*ConfigureError](err); ok {
+		e.File = file
 	}
 	return err
 }

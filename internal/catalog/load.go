@@ -25,8 +25,9 @@ type Config struct {
 	// that path is run, and a warning names the digest to pin.
 	Checksum string
 
-	Data    string   // HCL for Configure
-	BuiltIn *BuiltIn // used when Cmd is empty
+	Data     string   // HCL for Configure
+	DataFile string   // where Data was read from, if not from the configuration file; for errors
+	BuiltIn  *BuiltIn // used when Cmd is empty
 }
 
 // ErrConfig means that a plugin's block cannot be meant as it is.
@@ -87,7 +88,7 @@ func Load(ctx context.Context, c Config, o Options) (*Plugin, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.Configure(ctx, c.Data); err != nil {
+	if err := p.ConfigureFrom(ctx, c.Data, c.DataFile); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil

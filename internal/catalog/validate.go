@@ -17,7 +17,9 @@ func Validate(ctx context.Context, c Config, o Options, hcl string) (notes []str
 	defer func() { err = errors.Join(err, p.Close()) }()
 	notes, err = p.Validate(ctx, hcl)
 	if invalid, ok := errors.AsType[*InvalidConfigError](err); ok {
-		return nil, invalid.Refusal()
+		refused := invalid.Refusal()
+		refused.File = c.DataFile
+		return nil, refused
 	}
 	for i, n := range notes {
 		notes[i] = fmt.Sprintf("plugin %q: %s", c.Name, n)

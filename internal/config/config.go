@@ -47,6 +47,7 @@ type Plugin struct {
 	Checksum string // plugin_checksum: SHA-256 of the program, lower-case hex
 	Enabled  bool   // true unless the file says otherwise
 	Data     string // plugin_data as HCL, for the plugin's Configure
+	DataFile string // plugin_data_file: where Data came from instead, or empty
 	Line     int
 
 	data *ast.ObjectList // plugin_data as parsed, nil when absent
@@ -69,29 +70,60 @@ func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.Path, e.Line,
 
 // Load reads a file. A file that cannot be read is an I/O error; whatever is
 // wrong inside it is a usage error that names the line. expand replaces
-// variables of the environment in it first, see Expand.
+// variables of the environment in it first, see Expand. Files that plugin blocks
+// name with plugin_data_file are read with it, and in the same way.
 func Load(path string, expand bool) (*File, error) {
-	b, err := files.Read(path, maxFile)
+	b, err := read(path, expand, "check the path given with --config")
 	if err != nil {
-		return nil, cli.Fail(cli.ExitInternal, err, "check the path given with --config")
+		return nil, err
 	}
-	if expand {
-		if b, err = Expand(path, b, os.LookupEnv); err != nil {
-			return nil, err
+	f, err := Parse(path, b)
+	if err != nil {
+		return nil, err
+	}
+	for i := range f.plugins {
+		if p := &f.plugins[i]; p.DataFile != "" && p.Enabled {
+			if err := p.readData(expand); err != nil {
+				return nil, cli.Hint(err, fmt.Sprintf("%s:%d: plugin_data_file of %s %q names it", path, p.Line, p.Type, p.Name))
+			}
 		}
 	}
-	return Parse(path, b)
+	return f, nil
 }
 
-// Parse reads the content of a file; path is for messages only.
-func Parse(path string, content []byte) (f *File, err error) {
+func read(path string, expand bool, hint string) ([]byte, error) {
+	b, err := files.Read(path, maxFile)
+	if err != nil {
+		return nil, cli.Fail(cli.ExitInternal, err, hint)
+	}
+	if expand {
+		return Expand(path, b, os.LookupEnv)
+	}
+	return b, nil
+}
+
+// readData takes plugin_data from the file of its own that the block names.
+func (p *Plugin) readData(expand bool) error {
+	b, err := read(p.DataFile, expand, "")
+	if err != nil {
+		return err
+	}
+	if p.data, err = parse(p.DataFile, b); err != nil {
+		return err
+	}
+	p.Data = string(b)
+	return nil
+}
+
+// parse reads HCL; path is for messages only.
+func parse(path string, content []byte) (list *ast.ObjectList, err error) {
 	defer func() {
 		// The scanner panics on a few malformed strings instead of failing.
 		if r := recover(); r != nil {
-			f, err = nil, usage(&Error{path, 1, fmt.Sprintf("not readable as HCL: %v", r)})
+			list, err = nil, usage(&Error{path, 1, fmt.Sprintf("not readable as HCL: %v", r)})
 		}
 	}()
-	// Duplicates are refused below, where their line is known.
+	// Duplicates are refused by callers, where their line is known.
 	tree, err := parser.ParseDontErrorOnDuplicateKeys(content)
 	if err != nil {
 		if pe, ok := errors.AsType[*parser.PosError](err); ok {
@@ -99,9 +131,19 @@ func Parse(path string, content []byte) (f *File, err error) {
 		}
 		return nil, usage(&Error{path, 1, err.Error()})
 	}
-	f = &File{path: path, content: content, sections: map[string]*ast.ObjectList{}, starts: map[string]token.Pos{}}
+	return tree.Node.(*ast.ObjectList), nil
+}
+
+// Parse reads the content of a file; path is for messages only. It opens no
+// file that the content names, see Load.
+func Parse(path string, content []byte) (*File, error) {
+	list, err := parse(path, content)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{path: path, content: content, sections: map[string]*ast.ObjectList{}, starts: map[string]token.Pos{}}
 	seen := map[string]bool{}
-	for _, item := range tree.Node.(*ast.ObjectList).Items {
+	for _, item := range list.Items {
 		name := key(item, 0)
 		obj, isBlock := item.Val.(*ast.ObjectType)
 		why, spires := spireSections()[name]
@@ -165,7 +207,11 @@ func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) e
 		case !ok:
 			return f.errorf(pos, "%s %q is not built into this program, and no plugin_cmd names one", p.Type, p.Name)
 		case p.data != nil:
-			if err := f.reader(flags).apply(fmt.Sprintf("plugin_data of %q", p.Name), p.data, nil, keys); err != nil {
+			in := f // where the lines are
+			if p.DataFile != "" {
+				in = &File{path: p.DataFile}
+			}
+			if err := in.reader(flags).apply(fmt.Sprintf("plugin_data of %q", p.Name), p.data, nil, keys); err != nil {
 				return err
 			}
 		}
@@ -242,6 +288,9 @@ func (f *File) readPlugins(list *ast.ObjectList) error {
 				return err
 			}
 		}
+		if p.data != nil && p.DataFile != "" {
+			return f.errorf(item.Pos(), "%s %q: plugin_data and plugin_data_file; one of them says what the plugin is configured with", p.Type, p.Name)
+		}
 		f.plugins = append(f.plugins, p)
 	}
 	return nil
@@ -278,6 +327,11 @@ func (f *File) readPluginKey(p *Plugin, item *ast.ObjectItem) error {
 		return f.errorf(item.Pos(), "%s takes one value", name)
 	}
 	switch v := values[0]; name {
+	case "plugin_data_file":
+		if v == "" {
+			return f.errorf(item.Pos(), "plugin_data_file is empty; leave it out, or name a file")
+		}
+		p.DataFile = v
 	case "plugin_cmd":
 		p.Cmd = v
 	case "plugin_checksum":

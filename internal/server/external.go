@@ -100,7 +100,7 @@ func (s *Server) ReloadPlugins(ctx context.Context, next []catalog.Config) {
 		if c.Data == *data {
 			continue
 		}
-		if err := p.Configure(ctx, c.Data); err != nil {
+		if err := p.ConfigureFrom(ctx, c.Data, c.DataFile); err != nil {
 			s.cfg.Log.Error("new plugin_data not taken; the plugin keeps what it has", "plugin", c.Name, "error", err, "hint", catalog.Hint(err))
 			continue
 		}
