@@ -37,7 +37,8 @@ func TestTheSPIREPage(t *testing.T) {
 		ports = append(ports, port)
 		l.Close()
 	}
-	s := &story.Shell{T: t, Page: "docs/spire.md", Dir: dir,
+	s := &story.Shell{
+		T: t, Page: "docs/spire.md", Dir: dir,
 		Env:  append(os.Environ(), "HOME="+dir, "XDG_STATE_HOME="+filepath.Join(dir, "state"), "PATH="+programs.Bin+":"+os.Getenv("PATH")),
 		Edit: strings.NewReplacer("TPM=/dev/tpmrm0", "TPM="+tpm.Device(), "8081", ports[0], "8082", ports[1]),
 	}

@@ -326,8 +326,10 @@ type externalStream struct {
 }
 
 func (s *externalStream) SendMsg(m any) error { return s.e.broken(s.ctx, s.ClientStream.SendMsg(m)) }
+
 func (s *externalStream) RecvMsg(m any) error { return s.e.broken(s.ctx, s.ClientStream.RecvMsg(m)) }
-func (s *externalStream) CloseSend() error    { return s.e.broken(s.ctx, s.ClientStream.CloseSend()) }
+
+func (s *externalStream) CloseSend() error { return s.e.broken(s.ctx, s.ClientStream.CloseSend()) }
 
 // close lets calls in flight end, for a while, and then the process.
 func (e *external) close() error {

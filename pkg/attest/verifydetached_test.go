@@ -184,8 +184,10 @@ func TestRefusesDetachedEvidence(t *testing.T) {
 		"before the agent SVID":                                {world: agent(func(c *x509.Certificate) { c.NotBefore = forge.Epoch().Add(time.Minute) }), check: "agent_svid.authority", want: attest.ErrAgentAuthority},
 		"authority given up":                                   {bend: b(func(w wo, b bi) { b.Authorities[0].Until = w.Now }), check: "agent_svid.authority", want: attest.ErrAgentAuthority},
 		"authority only prepared when the agent was certified": {bend: b(func(w wo, b bi) { b.Authorities[0].From = w.Now }), check: "agent_svid.authority", want: attest.ErrAgentAuthority},
-		"after expiry of the SVID": {world: agent(func(c *x509.Certificate) { c.NotAfter = forge.Epoch().Add(5 * time.Hour) }),
-			bend: at(time.Hour + time.Second), check: "time.detached", want: attest.ErrTime},
+		"after expiry of the SVID": {
+			world: agent(func(c *x509.Certificate) { c.NotAfter = forge.Epoch().Add(5 * time.Hour) }),
+			bend:  at(time.Hour + time.Second), check: "time.detached", want: attest.ErrTime,
+		},
 		"before the SVID": {world: func(_ *testing.T, w wo) {
 			w.SVID = func(c *x509.Certificate) { c.NotBefore = w.Now.Add(time.Minute) }
 		}, check: "time.detached", want: attest.ErrTime},

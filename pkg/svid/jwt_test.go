@@ -92,6 +92,7 @@ func refusesForms(t *testing.T, tokens map[string]string) {
 func header(t testing.TB, name, value string) string {
 	return raw(with(t, goodHeader, name, value), goodClaims)
 }
+
 func claim(t testing.TB, name, value string) string {
 	return raw(goodHeader, with(t, goodClaims, name, value))
 }
