@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -52,6 +53,8 @@ type Shell struct {
 	Dir  string // where the commands run; empty: the test's own
 	Env  []string
 	Edit *strings.Replacer
+
+	stop map[string]func() // of what Serve has started, by name
 }
 
 // Run runs text to its end and returns what it printed.
@@ -66,12 +69,16 @@ func (s *Shell) Run(text string) string {
 	return string(out)
 }
 
-// Serve runs text until the test ends, and waits until ready says so of what it
-// prints; with nil, until it prints "ready".
+// Serve runs text until the test ends, or until it is called again with that name,
+// and waits until ready says so of what it prints; with nil, until it prints
+// "ready".
 func (s *Shell) Serve(name, text string, ready func(printed string) bool) {
 	s.T.Helper()
 	if ready == nil {
 		ready = func(printed string) bool { return strings.Contains(printed, "ready") }
+	}
+	if stop := s.stop[name]; stop != nil {
+		stop()
 	}
 	log := filepath.Join(s.T.TempDir(), name+".log")
 	file, err := os.Create(log)
@@ -87,7 +94,7 @@ func (s *Shell) Serve(name, text string, ready func(printed string) bool) {
 	done := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(done) }()
 	swtpmtest.AtDeath(s.T, `kill -KILL -- "-$1"`, strconv.Itoa(cmd.Process.Pid))
-	s.T.Cleanup(func() {
+	stop := sync.OnceFunc(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		select {
 		case <-done:
@@ -96,6 +103,13 @@ func (s *Shell) Serve(name, text string, ready func(printed string) bool) {
 			<-done
 		}
 		file.Close()
+	})
+	if s.stop == nil {
+		s.stop = map[string]func(){}
+	}
+	s.stop[name] = stop
+	s.T.Cleanup(func() {
+		stop()
 		if s.T.Failed() {
 			printed, _ := os.ReadFile(log)
 			s.T.Logf("--- %s printed\n%s", name, tail(printed, 6000))
