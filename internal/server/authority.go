@@ -324,14 +324,20 @@ func (a *authorities) dropOldKeys() {
 
 // run maintains the authorities until ctx ends.
 func (a *authorities) run(ctx context.Context) {
+	keepMaintaining(ctx, a.now, a.maintain, a.log.With("kind", "X.509"))
+}
+
+// keepMaintaining calls maintain whenever it asks for that, at least once a
+// minute, since clocks are set and machines sleep.
+func keepMaintaining(ctx context.Context, now func() time.Time, maintain func(context.Context) (time.Time, error), log *slog.Logger) {
 	const most, retry = time.Minute, 5 * time.Second
 	for {
 		wait := most
-		again, err := a.maintain(ctx)
+		again, err := maintain(ctx)
 		if err != nil {
-			a.log.Error("X.509 authority rotation", "error", err)
+			log.Error("authority rotation failed", "error", err)
 			wait = retry
-		} else if d := again.Sub(a.now()); d < most {
+		} else if d := again.Sub(now()); d < most {
 			wait = max(d, 100*time.Millisecond)
 		}
 		select {

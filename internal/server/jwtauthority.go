@@ -210,20 +210,5 @@ func (a *jwtAuthorities) healthy() error {
 
 // run maintains the authorities until ctx ends.
 func (a *jwtAuthorities) run(ctx context.Context) {
-	const most, retry = time.Minute, 5 * time.Second
-	for {
-		wait := most
-		again, err := a.maintain(ctx)
-		if err != nil {
-			a.log.Error("JWT authority rotation", "error", err)
-			wait = retry
-		} else if d := again.Sub(a.now()); d < most {
-			wait = max(d, 100*time.Millisecond)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
-	}
+	keepMaintaining(ctx, a.now, a.maintain, a.log.With("kind", "JWT"))
 }

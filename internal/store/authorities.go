@@ -108,7 +108,7 @@ func (s *Store) distrust(ctx context.Context, id, update string, at time.Time, f
 		if _, err := tx.ExecContext(ctx, update, ms, id); err != nil {
 			return nil, err
 		}
-		if _, err := tx.ExecContext(ctx, `UPDATE meta SET value = value + 1 WHERE key = 'bundle_sequence'`); err != nil {
+		if err := growSequence(ctx, tx); err != nil {
 			return nil, err
 		}
 		return func(m *memory) {

@@ -232,11 +232,7 @@ func (s *AKStatement) extension() (pkix.Extension, error) {
 	if s.Boot != nil {
 		w.Boot = []uint32{s.Boot.Reset, s.Boot.Restart}
 	}
-	c, err := encMode()
-	if err != nil {
-		return pkix.Extension{}, err
-	}
-	b, err := c.Marshal(w)
+	b, err := encode(w, MaxEvidence, ErrAKCert)
 	if err != nil {
 		return pkix.Extension{}, err
 	}
@@ -266,13 +262,9 @@ func parseStatement(value []byte) (*AKStatement, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrAKCert, err)
 	}
-	d, err := decMode()
-	if err != nil {
-		return nil, err
-	}
 	var w wireStatement
-	if err := d.Unmarshal(b, &w); err != nil {
-		return nil, fmt.Errorf("%w: statement: %v", ErrAKCert, err)
+	if err := decode(b, &w, MaxEvidence, ErrAKCert); err != nil {
+		return nil, err
 	}
 	if w.Version != 1 {
 		return nil, fmt.Errorf("%w: statement version %d", ErrAKCert, w.Version)

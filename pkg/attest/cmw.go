@@ -18,6 +18,9 @@ const (
 	akIndicator       = 8
 )
 
+// maxCMW bounds the wrapper around the largest record.
+const maxCMW = MaxEvidence + 128
+
 // ExtensionID returns id-pe-cmw, 1.3.6.1.5.5.7.1.35 (RFC 9999): the extension
 // that carries evidence in a CSR and in an SVID.
 func ExtensionID() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35} }
@@ -49,11 +52,7 @@ func ParseExtensionValue(der []byte) (*Evidence, error) {
 }
 
 func marshalCMW(mediaType string, indicator uint64, record []byte) (pkix.Extension, error) {
-	c, err := encMode()
-	if err != nil {
-		return pkix.Extension{}, err
-	}
-	b, err := c.Marshal(cmwRecord{Type: mediaType, Value: record, Indicator: indicator})
+	b, err := encode(cmwRecord{Type: mediaType, Value: record, Indicator: indicator}, maxCMW, ErrRecord)
 	if err != nil {
 		return pkix.Extension{}, err
 	}
@@ -67,9 +66,8 @@ func marshalCMW(mediaType string, indicator uint64, record []byte) (pkix.Extensi
 // parseCMW unwraps one record of the wanted type. Whatever is not byte for byte
 // what marshalCMW writes is refused, so one evidence has one encoding.
 func parseCMW(der []byte, mediaType string, indicator uint64) ([]byte, error) {
-	// 128 bytes: the wrapper around the largest record.
-	if len(der) > MaxEvidence+128 {
-		return nil, fmt.Errorf("%w: extension of %d bytes, at most %d", ErrRecord, len(der), MaxEvidence)
+	if len(der) > maxCMW {
+		return nil, fmt.Errorf("%w: extension of %d bytes, at most %d", ErrRecord, len(der), maxCMW)
 	}
 	var b []byte
 	if rest, err := asn1.Unmarshal(der, &b); err != nil {
@@ -77,13 +75,9 @@ func parseCMW(der []byte, mediaType string, indicator uint64) ([]byte, error) {
 	} else if len(rest) != 0 {
 		return nil, fmt.Errorf("%w: bytes after the CMW", ErrRecord)
 	}
-	d, err := decMode()
-	if err != nil {
-		return nil, err
-	}
 	var rec cmwRecord
-	if err := d.Unmarshal(b, &rec); err != nil {
-		return nil, fmt.Errorf("%w: CMW record: %v", ErrRecord, err)
+	if err := decode(b, &rec, maxCMW, ErrRecord); err != nil {
+		return nil, err
 	}
 	if rec.Type != mediaType || rec.Indicator != indicator {
 		return nil, fmt.Errorf("%w: CMW of type %.80q, indicator %d", ErrRecord, rec.Type, rec.Indicator)
@@ -114,12 +108,32 @@ func oneCMW(exts []pkix.Extension) ([]byte, error) {
 	return value, nil
 }
 
-// encMode and decMode are built per call: cheap beside a signature check, and
-// the package keeps no global state.
-func encMode() (cbor.EncMode, error) { return cbor.CoreDetEncOptions().EncMode() }
+// encode returns the deterministic encoding of a record, whose errors are
+// malformed. The modes here and in decode are built per call: cheap beside a
+// signature check, and the package keeps no global state.
+func encode(record any, most int, malformed error) ([]byte, error) {
+	mode, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		return nil, err
+	}
+	b, err := mode.Marshal(record)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", malformed, err)
+	}
+	if len(b) > most {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", malformed, len(b), most)
+	}
+	return b, nil
+}
 
-func decMode() (cbor.DecMode, error) {
-	return cbor.DecOptions{
+// decode reads b into record. It lets through what encode would not write, such
+// as unsorted keys, long integers and null where a key should be absent: the
+// caller encodes again what it understood, and compares.
+func decode(b []byte, record any, most int, malformed error) error {
+	if len(b) > most {
+		return fmt.Errorf("%w: %d bytes, at most %d", malformed, len(b), most)
+	}
+	mode, err := cbor.DecOptions{
 		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
 		IndefLength:       cbor.IndefLengthForbidden,
 		TagsMd:            cbor.TagsForbidden,
@@ -129,4 +143,11 @@ func decMode() (cbor.DecMode, error) {
 		MaxArrayElements:  64,
 		MaxMapPairs:       64,
 	}.DecMode()
+	if err != nil {
+		return err
+	}
+	if err := mode.Unmarshal(b, record); err != nil {
+		return fmt.Errorf("%w: %v", malformed, err)
+	}
+	return nil
 }

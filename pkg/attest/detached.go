@@ -95,41 +95,24 @@ func (d *Detached) Marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := encMode()
-	if err != nil {
-		return nil, err
-	}
-	b, err := c.Marshal(wireDetached{
+	return encode(wireDetached{
 		Version: detachedVersion, Evidence: record, AgentSVID: d.AgentSVID, Signature: d.Signature, Token: d.Token,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrDetached, err)
-	}
-	if len(b) > MaxDetached {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrDetached, len(b), MaxDetached)
-	}
-	return b, nil
+	}, MaxDetached, ErrDetached)
 }
 
 // ParseDetached decodes one record, strictly: ParseDetached(b).Marshal() is b.
 // The signature may be missing, as in what an agent answers; VerifyDetached
 // refuses such a record.
 func ParseDetached(b []byte) (*Detached, error) {
-	if len(b) > MaxDetached {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrDetached, len(b), MaxDetached)
-	}
-	m, err := decMode()
-	if err != nil {
-		return nil, err
-	}
 	var w wireDetached
-	if err := m.Unmarshal(b, &w); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrDetached, err)
+	if err := decode(b, &w, MaxDetached, ErrDetached); err != nil {
+		return nil, err
 	}
 	if w.Version != detachedVersion {
 		return nil, fmt.Errorf("%w: version %d, want %d", ErrDetached, w.Version, detachedVersion)
 	}
 	d := &Detached{AgentSVID: w.AgentSVID, Signature: w.Signature, Token: w.Token}
+	var err error
 	if d.Evidence, err = ParseRecord(w.Evidence); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDetached, err)
 	}

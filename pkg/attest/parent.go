@@ -86,16 +86,9 @@ func (p *Parent) Extension() (pkix.Extension, error) {
 
 // ParseParent decodes one deterministic CBOR record, as strictly as ParseRecord.
 func ParseParent(b []byte) (*Parent, error) {
-	if len(b) > MaxParent {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrRecord, len(b), MaxParent)
-	}
-	d, err := decMode()
-	if err != nil {
-		return nil, err
-	}
 	var w wireParent
-	if err := d.Unmarshal(b, &w); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrRecord, err)
+	if err := decode(b, &w, MaxParent, ErrRecord); err != nil {
+		return nil, err
 	}
 	p, err := w.parent()
 	if err != nil {
@@ -117,18 +110,7 @@ func (p *Parent) Marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := encMode()
-	if err != nil {
-		return nil, err
-	}
-	b, err := c.Marshal(w)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrRecord, err)
-	}
-	if len(b) > MaxParent {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrRecord, len(b), MaxParent)
-	}
-	return b, nil
+	return encode(w, MaxParent, ErrRecord)
 }
 
 func (w *wireParent) parent() (*Parent, error) {

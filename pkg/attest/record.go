@@ -53,16 +53,9 @@ type wireDigest struct {
 // ParseRecord decodes one deterministic CBOR record. Unknown keys or versions,
 // duplicate or unsorted keys, non-minimal lengths and trailing bytes are errors.
 func ParseRecord(b []byte) (*Evidence, error) {
-	if len(b) > MaxEvidence {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrRecord, len(b), MaxEvidence)
-	}
-	d, err := decMode()
-	if err != nil {
-		return nil, err
-	}
 	var w wireRecord
-	if err := d.Unmarshal(b, &w); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrRecord, err)
+	if err := decode(b, &w, MaxEvidence, ErrRecord); err != nil {
+		return nil, err
 	}
 	if w.Version != recordVersion {
 		return nil, fmt.Errorf("%w: version %d, want %d", ErrRecord, w.Version, recordVersion)
@@ -71,8 +64,7 @@ func ParseRecord(b []byte) (*Evidence, error) {
 	if err != nil {
 		return nil, err
 	}
-	// One evidence has one encoding. This also catches what a decoder lets
-	// through: unsorted keys, long integers, null where a key should be absent.
+	// One evidence has one encoding.
 	again, err := e.MarshalRecord()
 	if err != nil {
 		return nil, err
@@ -89,18 +81,7 @@ func (e *Evidence) MarshalRecord() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := encMode()
-	if err != nil {
-		return nil, err
-	}
-	b, err := c.Marshal(w)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrRecord, err)
-	}
-	if len(b) > MaxEvidence {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrRecord, len(b), MaxEvidence)
-	}
-	return b, nil
+	return encode(w, MaxEvidence, ErrRecord)
 }
 
 func (w *wireRecord) evidence() (*Evidence, error) {
