@@ -59,6 +59,8 @@ type outsider struct {
 
 	mu  sync.Mutex
 	hcl string
+
+	closed string // file to make when it is deinitialised
 }
 
 func servePlugin(mode string) {
@@ -86,7 +88,18 @@ func servePlugin(mode string) {
 		os.WriteFile(marker, nil, 0o600)
 	}
 	p := &outsider{}
+	if mode == "closes" {
+		p.closed = os.Args[3]
+	}
 	pluginmain.Serve(workloadv1.WorkloadAttestorPluginServer(p), configv1.ConfigServiceServer(p))
+}
+
+// Close is what the SDK calls for Deinit.
+func (p *outsider) Close() error {
+	if p.closed == "" {
+		return nil
+	}
+	return os.WriteFile(p.closed, nil, 0o600)
 }
 
 func (p *outsider) SetLogger(l hclog.Logger) { p.log = l }
@@ -530,6 +543,24 @@ func TestRefusesToLogAFlood(t *testing.T) {
 	}
 	if !strings.Contains(text, "plugin=outside") || !strings.Contains(text, "plugin_plugin=another") || strings.Contains(text, strings.Repeat("y", maxLogLine+1)) {
 		t.Error("not as the host's own: a name is missing, or a line is too long")
+	}
+}
+
+// TestCloseDeinitialisesThePlugin before it ends it: some have files to close.
+func TestCloseDeinitialisesThePlugin(t *testing.T) {
+	marker := filepath.Join(t.TempDir(), "closed")
+	p := newOutside(t, "closes", marker).load()
+	if _, err := attestPid(t, p, pidPlain); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(marker); err == nil {
+		t.Fatal("it was deinitialised before its end")
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(marker); err != nil {
+		t.Errorf("it was never deinitialised: %v", err)
 	}
 }
 
