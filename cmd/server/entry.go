@@ -28,7 +28,7 @@ func entryCommand(at *location) *cobra.Command {
 // entryFlags are what an entry is written with.
 type entryFlags struct {
 	spiffeID, parentID, hint    string
-	node, admin, downstream     bool
+	node, admin                 bool
 	selectors, dns, federations []string
 	ttl, jwtTTL                 cli.Duration
 	expires                     moment
@@ -47,7 +47,6 @@ func (f *entryFlags) add(c *cobra.Command) {
 	fs.StringArrayVar(&f.federations, "federates-with", nil, "trust domain whose bundle it gets (repeatable)")
 	fs.StringVar(&f.hint, "hint", "", "how a workload with several identities tells this one")
 	fs.BoolVar(&f.admin, "admin", false, "let the identity administer the server")
-	fs.BoolVar(&f.downstream, "downstream", false, "the identity is a downstream server")
 	c.MarkFlagsMutuallyExclusive("node", "parent-id")
 }
 
@@ -82,7 +81,6 @@ func (f *entryFlags) entry(ctx context.Context, c *cobra.Command, cl *client) (*
 	e.FederatesWith, m.FederatesWith = f.federations, given("federates-with")
 	e.Hint, m.Hint = f.hint, given("hint")
 	e.Admin, m.Admin = f.admin, given("admin")
-	e.Downstream, m.Downstream = f.downstream, given("downstream")
 	return e, m, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -29,7 +28,7 @@ func tsaCommand(at *location) *cobra.Command {
 }
 
 func tsaRun(at *location) *cobra.Command {
-	var listen, name, level string
+	var listen, name, level, format string
 	c := &cobra.Command{
 		Use: "run --data-dir DIR --http-listen ADDR", Short: "Run a timestamp authority (RFC 3161) in the foreground", Args: cobra.NoArgs,
 		Long: `Run a timestamp authority (RFC 3161) in the foreground, and nothing else: it
@@ -38,7 +37,7 @@ may use. "tsa chain" prints what verifiers must know of it.`,
 	}
 	c.Flags().StringVar(&listen, "http-listen", server.DefaultHTTPListen, "TCP address; port 0 picks one")
 	c.Flags().StringVar(&name, "name", "", "who runs it, for people who read its certificates; used when they are made (default the host name)")
-	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cli.LogFlags(c.Flags(), &level, &format)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg := server.TSAConfig{Name: name, DataDir: at.dataDir, Listen: listen}
 		if name == "" {
@@ -47,11 +46,10 @@ may use. "tsa chain" prints what verifiers must know of it.`,
 				return cli.Hint(err, "give --name")
 			}
 		}
-		var l slog.Level
-		if err := l.UnmarshalText([]byte(level)); err != nil {
-			return cli.Usage("debug, info, warn or error", "--log-level %q", level)
+		var err error
+		if cfg.Log, _, err = cli.Logger(c.ErrOrStderr(), level, format); err != nil {
+			return err
 		}
-		cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: l}))
 		t, err := server.NewTSA(cfg)
 		switch {
 		case errors.Is(err, server.ErrInUse):

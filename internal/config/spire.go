@@ -77,7 +77,7 @@ func spireKeys(section string) map[string]SPIREKey {
 			"audit_log_enabled":     refuse("who did what is in the log already"),
 			"ca_subject":            refuse("an authority's subject is its trust domain and a serial number, so that no two share one"),
 			"jwt_issuer":            refuse("JWT-SVIDs have no issuer claim here; verifiers find the key by kid"),
-			"admin_ids":             refuse("administration is done over the admin socket only"),
+			"admin_ids":             refuse("an entry makes an administrator: `entry create --admin`, or -admin of spire-server"),
 			"federation":            refuse("there is no bundle endpoint: `spire-server bundle set`, or the API call, takes other trust domains' bundles"),
 			"experimental":          refuse("SPIRE's experiments are not rootlink's"),
 			"profiling_enabled":     only("false"),
