@@ -23,6 +23,7 @@ import (
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/internal/keeper"
+	"github.com/rootlink/rootlink/plugins/tpmnode/hostside"
 )
 
 // PluginName is the plugin's name in SPIRE's configuration.
@@ -139,7 +140,7 @@ func (p *Plugin) load(core *configv1.CoreConfiguration, text string) (*keeper.Ke
 		TrustDomain: core.GetTrustDomain(), DataDir: c.DataDir, TrustFile: c.TrustFile, SigstoreFile: c.SigstoreFile,
 		Unsigned: c.Unsigned, EKAllow: c.EKAllow, EKDeny: c.EKDeny, PCRPolicies: c.PCRPolicies,
 		Requirements: c.Requirements, Revocations: c.Revocations, Operator: c.Operator,
-		AuthoritiesNeeded: c.AuthoritiesNeeded, Forget: c.Forget, Now: p.opts.Now, Log: logger(p.log),
+		AuthoritiesNeeded: c.AuthoritiesNeeded, Forget: c.Forget, Now: p.opts.Now, Log: hostside.Logger(p.log),
 	}
 	for _, l := range []struct {
 		key string
@@ -155,7 +156,7 @@ func (p *Plugin) load(core *configv1.CoreConfiguration, text string) (*keeper.Ke
 		{"layout_keys", c.LayoutKeys, &out.LayoutKeys},
 	} {
 		var err error
-		if *l.out, err = stringList(l.key, l.in); err != nil {
+		if *l.out, err = hostside.StringList(l.key, l.in); err != nil {
 			return nil, fmt.Errorf("%w: %w", errConfig, err)
 		}
 	}
@@ -195,24 +196,4 @@ func (p *Plugin) PublishBundle(_ context.Context, r *publisherv1.PublishBundleRe
 		return nil, status.Error(code, cli.JoinHint(err.Error(), cli.HintOf(err)))
 	}
 	return &publisherv1.PublishBundleResponse{}, nil
-}
-
-// stringList reads a key that may be one string or a list of them.
-func stringList(key string, v any) (out []string, err error) {
-	switch v := v.(type) {
-	case nil:
-		return nil, nil
-	case string:
-		return []string{v}, nil
-	case []any:
-		for _, e := range v {
-			s, ok := e.(string)
-			if !ok || s == "" {
-				return nil, fmt.Errorf("%s: want paths", key)
-			}
-			out = append(out, s)
-		}
-		return out, nil
-	}
-	return nil, fmt.Errorf("%s: want a path or a list of paths", key)
 }

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/tpm"
+	"github.com/rootlink/rootlink/plugins/tpmnode/hostside"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
 )
@@ -128,7 +128,7 @@ func (p *Plugin) open(c *config) error {
 	defer p.mu.Unlock()
 	// The old device holds the data directory that the new one may want.
 	p.closeNode()
-	c.device.Log = slogTo(p.log)
+	c.device.Log = hostside.Logger(p.log)
 	c.device.QuoteLatency = p.quoteLatency
 	dev, err := tpm.Open(c.device)
 	if err != nil {
@@ -140,7 +140,7 @@ func (p *Plugin) open(c *config) error {
 }
 
 func (p *Plugin) parse(trustDomain, hcl string) (*config, error) {
-	c, err := parseConfig(trustDomain, hcl, slogTo(p.log))
+	c, err := parseConfig(trustDomain, hcl, hostside.Logger(p.log))
 	if err == nil && c.voucher != nil && p.builtIn {
 		return nil, errors.New("quoter_socket is for a stock SPIRE agent: this agent's own socket gives evidence")
 	}
@@ -217,41 +217,3 @@ func deviceStatus(what string, err error) error {
 	}
 	return status.Error(code, cli.JoinHint(fmt.Sprintf("%s: %v", what, err), tpm.Hint(err)))
 }
-
-// slogTo lets internal/tpm log through the host's logger.
-func slogTo(l hclog.Logger) *slog.Logger { return slog.New(&handler{log: l}) }
-
-type handler struct{ log hclog.Logger }
-
-func (h *handler) Enabled(_ context.Context, l slog.Level) bool {
-	return l >= slog.LevelInfo || h.log.IsDebug()
-}
-
-func (h *handler) Handle(_ context.Context, r slog.Record) error {
-	var args []any
-	r.Attrs(func(a slog.Attr) bool {
-		args = append(args, a.Key, a.Value.String())
-		return true
-	})
-	switch {
-	case r.Level >= slog.LevelError:
-		h.log.Error(r.Message, args...)
-	case r.Level >= slog.LevelWarn:
-		h.log.Warn(r.Message, args...)
-	case r.Level >= slog.LevelInfo:
-		h.log.Info(r.Message, args...)
-	default:
-		h.log.Debug(r.Message, args...)
-	}
-	return nil
-}
-
-func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	var args []any
-	for _, a := range attrs {
-		args = append(args, a.Key, a.Value.String())
-	}
-	return &handler{h.log.With(args...)}
-}
-
-func (h *handler) WithGroup(string) slog.Handler { return h }

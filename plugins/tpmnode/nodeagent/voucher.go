@@ -11,6 +11,7 @@ import (
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/vouch"
 	"github.com/rootlink/rootlink/internal/workload"
+	"github.com/rootlink/rootlink/plugins/tpmnode/hostside"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	tpmv1 "github.com/rootlink/rootlink/proto/rootlink/tpm/v1"
 )
@@ -72,7 +73,7 @@ func (v *voucher) replace(next *voucher, p *Plugin) *voucher {
 		return nil
 	}
 	if next.service == nil {
-		next.service = vouch.Serve(next.listener, vouchingNode{p}, next.settings, slogTo(p.log), p.now)
+		next.service = vouch.Serve(next.listener, vouchingNode{p}, next.settings, hostside.Logger(p.log), p.now)
 		next.listener = nil
 	} else {
 		next.service.Change(next.settings)

@@ -23,6 +23,7 @@ import (
 	"github.com/rootlink/rootlink/internal/hclkeys"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/pkg/attest"
+	"github.com/rootlink/rootlink/plugins/tpmnode/hostside"
 )
 
 var (
@@ -138,7 +139,7 @@ func (p *Plugin) load(core *configv1.CoreConfiguration, text string, create bool
 }
 
 func (s *settings) readEKs(c *config) (notes []string, err error) {
-	paths, err := stringList("ek_roots", c.EKRoots)
+	paths, err := hostside.StringList("ek_roots", c.EKRoots)
 	if err != nil {
 		return nil, err
 	}
@@ -315,28 +316,4 @@ func (s *settings) ekRoots() (attest.EKRoots, error) {
 		return attest.EKRoots{}, err
 	}
 	return r, nil
-}
-
-// stringList reads a key that may be one string or a list of them.
-func stringList(key string, v any) ([]string, error) {
-	switch v := v.(type) {
-	case nil:
-		return nil, nil
-	case string:
-		if v == "" {
-			return nil, nil
-		}
-		return []string{v}, nil
-	case []any:
-		var out []string
-		for _, e := range v {
-			s, ok := e.(string)
-			if !ok || s == "" {
-				return nil, fmt.Errorf("%s: want paths", key)
-			}
-			out = append(out, s)
-		}
-		return out, nil
-	}
-	return nil, fmt.Errorf("%s: want a path or a list of paths", key)
 }
