@@ -6,40 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 )
-
-// Outcome of one check.
-type Outcome string
-
-const (
-	Passed Outcome = "passed"
-	Failed Outcome = "failed"
-	NotRun Outcome = "not_run"
-)
-
-// Check is one line of a verification report. Every check is listed, also after
-// a failure (then NotRun).
-type Check struct {
-	ID      string  `json:"id"`     // stable, e.g. "quote.signature"
-	Clause  string  `json:"clause"` // e.g. "TPM 2.0 Part 2, 10.12.12"
-	Outcome Outcome `json:"outcome"`
-	Detail  string  `json:"detail,omitempty"`
-}
-
-// CheckError is the error of Verify: the check that failed, and why.
-type CheckError struct {
-	ID  string
-	Err error
-}
-
-// Error is the check's ID and why it failed.
-func (e *CheckError) Error() string { return e.ID + ": " + e.Err.Error() }
-
-// Unwrap returns why the check failed.
-func (e *CheckError) Unwrap() error { return e.Err }
 
 // Reasons of checks that Verify makes itself.
 var (
@@ -91,77 +59,6 @@ type Options struct {
 	Signatures     *Signatures                // optional: remembers good signatures from call to call
 }
 
-// Verified is evidence that passed Verify. It has no exported fields and no
-// other maker.
-type Verified struct {
-	leaf      Leaf
-	ek        EK
-	ak        AK
-	statement AKStatement
-	quote     Quote
-	pcrs      []PCRBank
-	policy    *PolicyRef
-	secure    *bool
-	earliest  time.Time
-	agent     []*x509.Certificate
-}
-
-// AgentChain returns the SVID of the agent that gave detached evidence, and
-// what it leads through and to; nil for leaf evidence.
-func (v *Verified) AgentChain() []*x509.Certificate { return slices.Clone(v.agent) }
-
-// Kind returns which kind of evidence it is.
-func (v *Verified) Kind() Kind { return v.leaf.Kind }
-
-// Leaf returns what the TPM committed to.
-func (v *Verified) Leaf() Leaf {
-	l := v.leaf
-	l.Selectors = slices.Clone(l.Selectors)
-	return l
-}
-
-// EK returns the endorsement key as this verification accepted it.
-func (v *Verified) EK() EK { return v.ek }
-
-// AK returns the attestation key, as its certificate names it.
-func (v *Verified) AK() AK { return v.ak }
-
-// AKStatement returns what the attestation CA said: that AK and EK live in one
-// TPM, and what that TPM is. It was not proved, it is the CA's word.
-func (v *Verified) AKStatement() AKStatement { return v.statement }
-
-// Quote returns the checked quote.
-func (v *Verified) Quote() Quote { return v.quote }
-
-// PCRs returns the quoted values, whose digest was recomputed.
-func (v *Verified) PCRs() []PCRBank {
-	out := slices.Clone(v.pcrs)
-	for i := range out {
-		out[i].Values = maps.Clone(out[i].Values)
-	}
-	return out
-}
-
-// Policy returns the PCR policy that the server says it matched; nil when none.
-func (v *Verified) Policy() *PolicyRef { return v.policy }
-
-// NonceTime returns when the server made the nonce; the zero time for detached
-// evidence, which no server gave a nonce for.
-func (v *Verified) NonceTime() time.Time {
-	if v.leaf.Kind != KindLeaf {
-		return time.Time{}
-	}
-	return NonceTime(v.leaf.Nonce)
-}
-
-// Earliest returns the time before which the TPM cannot have spoken: the
-// nonce's, or the beginning of the SVID that detached evidence names.
-func (v *Verified) Earliest() time.Time { return v.earliest }
-
-// SecureBoot returns the claim that the replayed event log proves, nil when no
-// log was given or it proves nothing.
-func (v *Verified) SecureBoot() *bool { return v.secure }
-
 // Verify runs every check on leaf evidence that needs no server state, top
 // down, and stops at the first that fails. The report holds each check's
 // outcome, also on failure; the error is a *CheckError.
@@ -185,28 +82,6 @@ func (r *run) verify() (*Verified, []Check, error) {
 	return v, report, nil
 }
 
-// runChecks runs checks in turn until one fails; the report has them all.
-func runChecks(checks []check) ([]Check, error) {
-	report := make([]Check, len(checks))
-	var failed error
-	for i, c := range checks {
-		report[i] = Check{ID: c.id, Clause: c.clause, Outcome: NotRun}
-		if failed != nil {
-			continue
-		}
-		detail, skip, err := c.do()
-		report[i].Detail = detail
-		switch {
-		case err != nil:
-			failed = &CheckError{ID: c.id, Err: err}
-			report[i].Outcome, report[i].Detail = Failed, err.Error()
-		case !skip:
-			report[i].Outcome = Passed
-		}
-	}
-	return report, failed
-}
-
 // run holds what earlier checks found for later ones.
 type run struct {
 	e *Evidence
@@ -226,11 +101,6 @@ type run struct {
 	ek        *EK
 	quote     *quote
 	secure    *bool
-}
-
-type check struct {
-	id, clause string
-	do         func() (detail string, skipped bool, err error)
 }
 
 // checks is the list, one for both kinds. IDs are stable; the order is that of
