@@ -180,7 +180,7 @@ func outcome(res *link.Result, err error) error {
 // hint says what to do about a failed check.
 func hint(f *link.Failure, err error) string {
 	if errors.Is(err, link.ErrExpired) {
-		if f.Check == "svid.validity" && strings.Contains(f.Message, "signed at") {
+		if f.Check == "svid.validity" && strings.Contains(f.Message, "before the link was signed") {
 			return "the step has to run again: it was signed after its SVID had ended"
 		}
 		return "the link has no timestamp, and needed one while its SVID was valid (`rootlink stamp`): the step has to run again"
@@ -193,6 +193,9 @@ func hint(f *link.Failure, err error) string {
 	}
 	if errors.Is(err, attest.ErrBoot) {
 		return "the machine was rebooted, or suspended, between its attestation and the quote: its agent has to attest again, and the step to run again"
+	}
+	if errors.Is(err, attest.ErrEKDenied) {
+		return "trust.json has shut this TPM out: do not use what it made, and ask whoever wrote trust.json why"
 	}
 	switch f.Check {
 	case "evidence.mapping":

@@ -283,6 +283,10 @@ func TestVerifyExitCodes(t *testing.T) {
 			sig := func(b []byte) string { s := string(b); return s[strings.Index(s, `"sig":`):] }
 			d.write(t, bundleName, []byte(strings.Replace(string(raw), sig(raw), sig(other), 1)))
 		}, []string{bundleName}, cli.ExitCrypto, "not signed by the SVID's key"},
+		"a TPM on the deny-list": {func(t *testing.T, d *desk) {
+			d.trust.EK.Deny = []string{hex.EncodeToString(d.world.TPM.EKHash[:])}
+			d.writeTrust(t)
+		}, []string{bundleName}, cli.ExitCrypto, "has shut this TPM out"},
 		"another identity":  {nil, []string{"--identity", "spiffe://example.org/other", bundleName}, cli.ExitPolicy, "hint: someone else signed"},
 		"an hour later":     {func(t *testing.T, d *desk) { d.now = d.now.Add(time.Hour) }, []string{bundleName}, cli.ExitCrypto, "rootlink stamp"},
 		"an hour earlier":   {func(t *testing.T, d *desk) { d.now = d.now.Add(-90 * time.Minute) }, []string{bundleName}, cli.ExitPolicy, "hint: check this machine's clock"},

@@ -224,9 +224,15 @@ func readVouch(req *workloadv1.VouchRequest) (chain []*x509.Certificate, payload
 	return chain, payload, nil
 }
 
-// detached tries until the node is attested, for as long as that may take.
+// detached tries until the node is attested, for as long as that may take. A
+// caller that waits for less hears why before its own deadline: after that it
+// would know no more than that nobody answered.
 func (v *Service) detached(ctx context.Context, step *measured.Step, chain []*x509.Certificate, payload [32]byte) (*attest.Detached, error) {
-	deadline := time.NewTimer(attestPatience)
+	patience := attestPatience
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end)*3/4)
+	}
+	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	for {
 		d, err := v.tryDetached(ctx, step, chain, payload)
