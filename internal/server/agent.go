@@ -185,7 +185,7 @@ func (a *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRe
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "malformed CSR: %v", err)
 	}
-	cert, err := a.s.issue(svid.Request{Profile: svid.Agent, ID: c.id, PublicKey: key.PublicKey, SPKI: key.RawSubjectPublicKeyInfo, TTL: a.s.cfg.AgentTTL})
+	cert, err := a.s.issue(ctx, svid.Request{Profile: svid.Agent, ID: c.id, PublicKey: key.PublicKey, SPKI: key.RawSubjectPublicKeyInfo, TTL: a.s.cfg.AgentTTL})
 	if err != nil {
 		return nil, a.s.issueError(err)
 	}

@@ -275,7 +275,7 @@ func (s *Server) admit(ctx context.Context, at *attestor, attrs *nodeattestorv1.
 	case proved == nil || proved.AgentID != id.String() || proved.KeyBound != bound:
 		return nil, s.internal("node attestor", errors.New("what was proved is missing or of another attestation"))
 	}
-	cert, err := s.issue(svid.Request{Profile: svid.Agent, ID: id, PublicKey: csr.PublicKey, SPKI: csr.RawSubjectPublicKeyInfo, TTL: s.cfg.AgentTTL})
+	cert, err := s.issue(ctx, svid.Request{Profile: svid.Agent, ID: id, PublicKey: csr.PublicKey, SPKI: csr.RawSubjectPublicKeyInfo, TTL: s.cfg.AgentTTL})
 	if err != nil {
 		return nil, s.issueError(err)
 	}

@@ -46,6 +46,9 @@ type authorities struct {
 	// without one.
 	logged func(ctx context.Context, cert *x509.Certificate, key *ecdsa.PrivateKey) error
 
+	// compose adds to the request for the server's own SVID; nil: nothing does.
+	compose func(ctx context.Context, r *svid.Request) error
+
 	changing sync.Mutex // held by whoever changes authorities
 	set      atomic.Pointer[authoritySet]
 	own      atomic.Pointer[tls.Certificate] // Leaf is set
@@ -114,7 +117,7 @@ func (a *authorities) maintain(ctx context.Context) (time.Time, error) {
 			}
 		default:
 			a.dropOldKeys()
-			renew, err := a.renewOwn()
+			renew, err := a.renewOwn(ctx)
 			if err != nil {
 				return time.Time{}, fmt.Errorf("server SVID: %w", err)
 			}
@@ -252,7 +255,7 @@ func (a *authorities) signer() (*svid.Signer, error) {
 
 // renewOwn renews the server's SVID when half its life has passed and returns
 // when it is to be asked again.
-func (a *authorities) renewOwn() (time.Time, error) {
+func (a *authorities) renewOwn(ctx context.Context) (time.Time, error) {
 	now := a.now()
 	set := a.set.Load()
 	signer := set.signer
@@ -286,7 +289,13 @@ func (a *authorities) renewOwn() (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	token, err := signer.Prepare(svid.Request{Profile: svid.Server, ID: id, PublicKey: key.Public(), SPKI: spki, TTL: a.ttl, Now: now})
+	r := svid.Request{Profile: svid.Server, ID: id, PublicKey: key.Public(), SPKI: spki, TTL: a.ttl, Now: now}
+	if a.compose != nil {
+		if err := a.compose(ctx, &r); err != nil {
+			return time.Time{}, err
+		}
+	}
+	token, err := signer.Prepare(r)
 	if err != nil {
 		return time.Time{}, err
 	}

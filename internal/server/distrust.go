@@ -93,6 +93,6 @@ func (a *authorities) distrust(ctx context.Context, id string, revoke bool) erro
 	if c := a.own.Load(); c != nil && fmt.Sprintf("%x", c.Leaf.AuthorityKeyId) == id {
 		a.own.Store(nil)
 	}
-	_, err = a.renewOwn()
+	_, err = a.renewOwn(ctx)
 	return err
 }

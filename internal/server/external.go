@@ -16,12 +16,13 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
 	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
-	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
+	composerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/catalog"
+	"github.com/rootlink/rootlink/internal/server/compose"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
@@ -42,41 +43,66 @@ type attestor struct {
 	plugin  *catalog.Plugin
 	client  nodeattestorv1.NodeAttestorClient
 	builtIn bool
-	data    string // of an external one, as it was given last; only ReloadPlugins uses it
+}
+
+// external is a plugin of the configuration.
+type external struct {
+	plugin *catalog.Plugin
+	data   string // as it was given last; only ReloadPlugins uses it
+}
+
+// checkExternal refuses what this server loads no plugins for.
+func checkExternal(c *settings) error {
+	seen := make(map[[2]string]bool)
+	for _, p := range c.Plugins {
+		switch p.Type {
+		case nodeAttestorType, bundlePublisherType, notifierType, composerType:
+		default:
+			return fmt.Errorf("%w: %s %q: this server loads NodeAttestor, BundlePublisher, Notifier and CredentialComposer plugins", catalog.ErrConfig, p.Type, p.Name)
+		}
+		builtIn := p.Type == nodeAttestorType && p.Name == wire.PluginName && (len(c.EKRoots) != 0 || c.EKAllow != "")
+		if id := [2]string{p.Type, p.Name}; seen[id] || builtIn {
+			return fmt.Errorf("%w: two plugins %s %q", catalog.ErrConfig, p.Type, p.Name)
+		} else {
+			seen[id] = true
+		}
+	}
+	return nil
 }
 
 // loadExternal starts the plugins of the configuration.
 func (s *Server) loadExternal(ctx context.Context) error {
+	if err := checkExternal(s.cfg); err != nil {
+		return err
+	}
 	for _, c := range s.cfg.Plugins {
-		builtIn := len(s.cfg.EKRoots) != 0 || s.cfg.EKAllow != ""
-		switch {
-		case c.Type != nodeAttestorType && c.Type != bundlePublisherType:
-			return fmt.Errorf("%w: %s %q: this server loads NodeAttestor and BundlePublisher plugins", catalog.ErrConfig, c.Type, c.Name)
-		case c.Type == bundlePublisherType && s.publishers[c.Name] != nil:
-			return fmt.Errorf("%w: two bundle publishers %q", catalog.ErrConfig, c.Name)
-		case c.Type == nodeAttestorType && (s.attestors[c.Name] != nil || c.Name == wire.PluginName && builtIn):
-			return fmt.Errorf("%w: two node attestors of type %q", catalog.ErrConfig, c.Name)
-		}
 		p, err := catalog.Load(ctx, c, catalog.Options{
 			TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log, HostServices: s.hostServices(c.Name),
 		})
 		if err != nil {
 			return err
 		}
-		if c.Type == bundlePublisherType {
-			pub := &publisher{plugin: p, client: new(bundlepublisherv1.BundlePublisherPluginClient), data: c.Data}
-			s.publishers[c.Name] = pub // closed with the server from here on
-			if err := p.Bind(pub.client); err != nil {
-				return err
+		s.external = append(s.external, &external{p, c.Data}) // closed with the server from here on
+		switch c.Type {
+		case nodeAttestorType:
+			a := &attestor{plugin: p}
+			if a.client, err = p.ServerNodeAttestor(); err == nil {
+				s.attestors[c.Name] = a
+				s.cfg.Log.Info("agents of this node attestor are nodes without a TPM's evidence", "plugin", c.Name)
 			}
-			continue
+		case bundlePublisherType:
+			err = s.addPublisher(p)
+		case notifierType:
+			err = s.addNotifier(p)
+		case composerType:
+			client := new(composerv1.CredentialComposerPluginClient)
+			if err = p.Bind(client); err == nil {
+				s.composers = append(s.composers, compose.Composer{Name: c.Name, Client: client})
+			}
 		}
-		a := &attestor{plugin: p, data: c.Data}
-		s.attestors[c.Name] = a // closed with the server from here on
-		if a.client, err = p.ServerNodeAttestor(); err != nil {
+		if err != nil {
 			return err
 		}
-		s.cfg.Log.Info("agents of this node attestor are nodes without a TPM's evidence", "plugin", c.Name)
 	}
 	return nil
 }
@@ -86,28 +112,24 @@ func (s *Server) loadExternal(ctx context.Context) error {
 func (s *Server) ReloadPlugins(ctx context.Context, next []catalog.Config) {
 	seen := 0
 	for _, c := range next {
-		var p *catalog.Plugin
-		var data *string
-		if a := s.attestors[c.Name]; c.Type == nodeAttestorType && a != nil && !a.builtIn {
-			p, data = a.plugin, &a.data
-		} else if b := s.publishers[c.Name]; c.Type == bundlePublisherType && b != nil {
-			p, data = b.plugin, &b.data
-		} else {
+		i := slices.IndexFunc(s.external, func(x *external) bool { return x.plugin.Type() == c.Type && x.plugin.Name() == c.Name })
+		if i < 0 {
 			s.cfg.Log.Warn("this plugin is loaded when the server is started again", "plugin", c.Name)
 			continue
 		}
 		seen++
-		if c.Data == *data {
+		x := s.external[i]
+		if c.Data == x.data {
 			continue
 		}
-		if err := p.ConfigureFrom(ctx, c.Data, c.DataFile); err != nil {
+		if err := x.plugin.ConfigureFrom(ctx, c.Data, c.DataFile); err != nil {
 			s.cfg.Log.Error("new plugin_data not taken; the plugin keeps what it has", "plugin", c.Name, "error", err, "hint", catalog.Hint(err))
 			continue
 		}
-		*data = c.Data
+		x.data = c.Data
 		s.cfg.Log.Info("new plugin_data taken", "plugin", c.Name)
 	}
-	if seen < len(s.cfg.Plugins) {
+	if seen < len(s.external) {
 		s.cfg.Log.Warn("a plugin that is gone from the configuration file runs until the server is started again")
 	}
 }
@@ -116,11 +138,8 @@ func (s *Server) attestationTypes() []string { return slices.Sorted(maps.Keys(s.
 
 func (s *Server) pluginHealth() error {
 	var errs []error
-	for _, a := range s.attestors {
-		errs = append(errs, a.plugin.Health())
-	}
-	for _, p := range s.publishers {
-		errs = append(errs, p.plugin.Health())
+	for _, x := range s.external {
+		errs = append(errs, x.plugin.Health())
 	}
 	return errors.Join(errs...)
 }

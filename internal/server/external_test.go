@@ -21,7 +21,9 @@ import (
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
 	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
 	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
+	composerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	notifierv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/notifier/v1"
 	plugintypes "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
@@ -42,6 +44,14 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) == 3 && os.Args[1] == "publish" {
 		pluginmain.Serve(bundlepublisherv1.BundlePublisherPluginServer(board{}))
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "compose" {
+		pluginmain.Serve(composerv1.CredentialComposerPluginServer(composer{}))
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "notify" {
+		pluginmain.Serve(notifierv1.NotifierPluginServer(new(notifier)))
 		return
 	}
 	os.Exit(m.Run())

@@ -27,7 +27,7 @@ func (v *svidService) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRe
 	if req.Ttl > 0 {
 		r.TTL = time.Duration(req.Ttl) * time.Second
 	}
-	token, err := v.s.jwt.sign(r)
+	token, err := v.s.signJWT(ctx, r)
 	if err != nil {
 		return nil, v.s.issueError(err)
 	}
@@ -39,7 +39,7 @@ func (v *svidService) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRe
 func (v *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
 	agent := callerOf(ctx).agent
 	in := &issuance{agent: agent, now: v.s.cfg.Now(), selectors: v.s.nodeSelectors(agent)}
-	token, entry, err := v.s.newJWT(in, req)
+	token, entry, err := v.s.newJWT(ctx, in, req)
 	if err != nil {
 		return nil, v.s.refused(in, req.EntryId, err)
 	}
@@ -47,7 +47,7 @@ func (v *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	return &svidv1.NewJWTSVIDResponse{Svid: jwtToProto(token, entry.Hint)}, nil
 }
 
-func (s *Server) newJWT(in *issuance, req *svidv1.NewJWTSVIDRequest) (*svid.JWT, *store.Entry, error) {
+func (s *Server) newJWT(ctx context.Context, in *issuance, req *svidv1.NewJWTSVIDRequest) (*svid.JWT, *store.Entry, error) {
 	if err := svid.CheckAudience(req.Audience); err != nil {
 		return nil, nil, err
 	}
@@ -72,7 +72,7 @@ func (s *Server) newJWT(in *issuance, req *svidv1.NewJWTSVIDRequest) (*svid.JWT,
 	if !entry.ExpiresAt.IsZero() {
 		r.TTL = min(r.TTL, entry.ExpiresAt.Sub(in.now))
 	}
-	token, err := s.jwt.sign(r)
+	token, err := s.signJWT(ctx, r)
 	return token, entry, err
 }
 

@@ -191,13 +191,12 @@ func (a *jwtAuthorities) dropOld(ctx context.Context) error {
 	return nil
 }
 
-// sign issues a token under the active authority.
-func (a *jwtAuthorities) sign(r svid.JWTRequest) (*svid.JWT, error) {
-	signer := a.set.Load().signer
-	if signer == nil {
-		return nil, fmt.Errorf("%w: no JWT authority is active", svid.ErrAuthority)
+// signer returns the signer of the active authority.
+func (a *jwtAuthorities) signer() (*svid.JWTSigner, error) {
+	if s := a.set.Load().signer; s != nil {
+		return s, nil
 	}
-	return signer.Sign(r)
+	return nil, fmt.Errorf("%w: no JWT authority is active", svid.ErrAuthority)
 }
 
 // healthy says whether tokens can be signed now.

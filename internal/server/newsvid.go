@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/policy"
+	"github.com/rootlink/rootlink/internal/server/compose"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/svid"
@@ -89,7 +90,7 @@ func (v *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, p := range req.Params[:n] {
 		g.Go(func() error {
-			results[i] = v.s.result(in, p)
+			results[i] = v.s.result(ctx, in, p)
 			return nil
 		})
 	}
@@ -100,6 +101,9 @@ func (v *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 // sizeOf is about what the SVID will hold, in bytes: rather more than less.
 func (s *Server) sizeOf(in *issuance, entry *store.Entry, p *svidv1.NewX509SVIDParams) int {
 	size := len(p.GetCsr()) + svidOverhead
+	if len(s.composers) > 0 {
+		size += compose.MaxAdded
+	}
 	if entry == nil {
 		return size // it is refused
 	}
@@ -127,7 +131,7 @@ func (s *Server) newIssuance(c *caller) (*issuance, error) {
 }
 
 // result never panics past itself: a nil result would take a stock agent down.
-func (s *Server) result(in *issuance, p *svidv1.NewX509SVIDParams) (out *svidv1.BatchNewX509SVIDResponse_Result) {
+func (s *Server) result(ctx context.Context, in *issuance, p *svidv1.NewX509SVIDParams) (out *svidv1.BatchNewX509SVIDResponse_Result) {
 	out = new(svidv1.BatchNewX509SVIDResponse_Result)
 	var err error
 	defer func() {
@@ -137,7 +141,7 @@ func (s *Server) result(in *issuance, p *svidv1.NewX509SVIDParams) (out *svidv1.
 		}
 	}()
 	defer s.recovered("BatchNewX509SVID", &err)
-	cert, profile, ierr := s.newSVID(in, p)
+	cert, profile, ierr := s.newSVID(ctx, in, p)
 	switch {
 	case ierr != nil:
 		err = s.refused(in, p.GetEntryId(), ierr)
@@ -163,7 +167,7 @@ func (s *Server) refused(in *issuance, entry string, err error) error {
 }
 
 // newSVID decides on one CSR, top down, and signs.
-func (s *Server) newSVID(in *issuance, p *svidv1.NewX509SVIDParams) (*svid.SVID, svid.Profile, error) {
+func (s *Server) newSVID(ctx context.Context, in *issuance, p *svidv1.NewX509SVIDParams) (*svid.SVID, svid.Profile, error) {
 	entry, err := s.entryFor(in, p.GetEntryId(), in.selectors)
 	if err != nil {
 		return nil, 0, err
@@ -206,7 +210,7 @@ func (s *Server) newSVID(in *issuance, p *svidv1.NewX509SVIDParams) (*svid.SVID,
 	if !entry.ExpiresAt.IsZero() {
 		r.TTL = min(r.TTL, entry.ExpiresAt.Sub(in.now))
 	}
-	cert, err := s.issue(r)
+	cert, err := s.issue(ctx, r)
 	if errors.Is(err, svid.ErrEvidence) {
 		err = stale("evidence", err)
 	}

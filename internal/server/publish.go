@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
+	notifierv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/notifier/v1"
 	plugintypes "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
 	"google.golang.org/protobuf/proto"
 
@@ -13,6 +15,7 @@ import (
 
 const (
 	bundlePublisherType = "BundlePublisher"
+	notifierType        = "Notifier"
 
 	// publishEvery is how often the bundle is looked at, and tried again with a
 	// publisher that failed. An authority is published long before it is used.
@@ -20,31 +23,89 @@ const (
 	pluginPublishTimeout = time.Minute
 )
 
-// publisher is a BundlePublisher.
+// publisher is a plugin that is told of the bundle: a BundlePublisher or a
+// Notifier.
 type publisher struct {
 	plugin *catalog.Plugin
-	client *bundlepublisherv1.BundlePublisherPluginClient
-	data   string // as it was given last; only ReloadPlugins uses it
+	send   func(context.Context, *plugintypes.Bundle) error
+	// advise, of a notifier, tells it of the first bundle, and may object.
+	advise func(context.Context, *plugintypes.Bundle) error
+	last   *plugintypes.Bundle // that it took; before Run New's, then publish's
+}
+
+func (s *Server) addPublisher(p *catalog.Plugin) error {
+	client := new(bundlepublisherv1.BundlePublisherPluginClient)
+	if err := p.Bind(client); err != nil {
+		return err
+	}
+	s.publishers = append(s.publishers, &publisher{plugin: p, send: func(ctx context.Context, b *plugintypes.Bundle) error {
+		_, err := client.PublishBundle(ctx, &bundlepublisherv1.PublishBundleRequest{Bundle: b})
+		return err
+	}})
+	return nil
+}
+
+func (s *Server) addNotifier(p *catalog.Plugin) error {
+	client := new(notifierv1.NotifierPluginClient)
+	if err := p.Bind(client); err != nil {
+		return err
+	}
+	s.publishers = append(s.publishers, &publisher{
+		plugin: p,
+		send: func(ctx context.Context, b *plugintypes.Bundle) error {
+			_, err := client.Notify(ctx, &notifierv1.NotifyRequest{
+				Event: &notifierv1.NotifyRequest_BundleUpdated{BundleUpdated: &notifierv1.BundleUpdated{Bundle: b}}})
+			return err
+		},
+		advise: func(ctx context.Context, b *plugintypes.Bundle) error {
+			_, err := client.NotifyAndAdvise(ctx, &notifierv1.NotifyAndAdviseRequest{
+				Event: &notifierv1.NotifyAndAdviseRequest_BundleLoaded{BundleLoaded: &notifierv1.BundleLoaded{Bundle: b}}})
+			return err
+		},
+	})
+	return nil
+}
+
+// advised tells each notifier of the bundle that is about to be served. One that
+// objects, or does not answer, keeps the server from starting: whoever waits for
+// what it does would wait for ever.
+func (s *Server) advised(ctx context.Context) error {
+	for _, p := range s.publishers {
+		if p.advise == nil {
+			continue
+		}
+		b, err := s.pluginBundle()
+		if err != nil {
+			return err
+		}
+		call, cancel := context.WithTimeout(ctx, pluginPublishTimeout)
+		err = p.advise(call, b)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("notifier %q, told of the bundle: %w", p.plugin.Name(), err)
+		}
+		p.last = b
+	}
+	return nil
 }
 
 // publish gives p the bundle now and whenever it has changed, until ctx ends.
 func (s *Server) publish(ctx context.Context, p *publisher) {
 	t := time.NewTicker(publishEvery)
 	defer t.Stop()
-	var last *plugintypes.Bundle
 	restarts, failing := 0, false
 	for {
 		b, err := s.pluginBundle()
-		// A publisher that was started again may have forgotten what it had.
+		// A plugin that was started again may have forgotten what it had.
 		if n := p.plugin.Restarts(); n != restarts {
-			restarts, last = n, nil
+			restarts, p.last = n, nil
 		}
-		if err == nil && !proto.Equal(b, last) {
+		if err == nil && !proto.Equal(b, p.last) {
 			call, cancel := context.WithTimeout(ctx, pluginPublishTimeout)
-			_, err = p.client.PublishBundle(call, &bundlepublisherv1.PublishBundleRequest{Bundle: b})
+			err = p.send(call, b)
 			cancel()
 			if err == nil {
-				last = b
+				p.last = b
 				s.cfg.Log.Info("bundle published", "plugin", p.plugin.Name(), "authorities", len(b.X509Authorities))
 			}
 		}

@@ -34,6 +34,7 @@ import (
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
 	"github.com/rootlink/rootlink/internal/server/bundles"
+	"github.com/rootlink/rootlink/internal/server/compose"
 	"github.com/rootlink/rootlink/internal/server/logger"
 	"github.com/rootlink/rootlink/internal/store"
 	"github.com/rootlink/rootlink/internal/tsa"
@@ -71,8 +72,10 @@ type Server struct {
 	nodeserver *nodeserver.Plugin
 	// attestors are the node attestors by attestation type, built in and external.
 	attestors  map[string]*attestor
-	publishers map[string]*publisher
-	ready      atomic.Bool // New has finished: host services may answer
+	external   []*external // all plugins that are not built in
+	publishers []*publisher
+	composers  compose.Chain
+	ready      atomic.Bool // host services may answer
 
 	running attestations
 	rivals  rivals
@@ -108,7 +111,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		}
 	}()
 	s.started, s.stopping = s.cfg.Now(), make(chan struct{})
-	s.attestors, s.publishers = make(map[string]*attestor), make(map[string]*publisher)
+	s.attestors = make(map[string]*attestor)
 	if err = s.checkAttestor(ctx); err != nil {
 		return nil, err
 	}
@@ -132,7 +135,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	}
 	s.authorities = &authorities{
 		td: s.cfg.td, store: s.store, dir: s.dir, lifetime: s.cfg.AuthorityTTL, ttl: s.cfg.X509TTL,
-		now: s.cfg.Now, log: s.cfg.Log,
+		now: s.cfg.Now, log: s.cfg.Log, compose: s.compose,
 	}
 	if err = s.openLog(ctx); err != nil {
 		return nil, err
@@ -180,6 +183,9 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.ready.Store(true)
+	if err = s.advised(ctx); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -323,8 +329,8 @@ func (s *Server) Close() error {
 		for _, a := range s.attestors {
 			closed(a.plugin.Close())
 		}
-		for _, p := range s.publishers {
-			closed(p.plugin.Close())
+		for _, x := range s.external {
+			closed(x.plugin.Close())
 		}
 		if s.certLog != nil {
 			closed(s.certLog.close())

@@ -47,7 +47,10 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 }
 
 // issue is the one way to a signature: prepared and issued in one go.
-func (s *Server) issue(r svid.Request) (*svid.SVID, error) {
+func (s *Server) issue(ctx context.Context, r svid.Request) (*svid.SVID, error) {
+	if err := s.compose(ctx, &r); err != nil {
+		return nil, err
+	}
 	signer, err := s.authorities.signer()
 	if err != nil {
 		return nil, err
@@ -64,7 +67,10 @@ func (s *Server) issue(r svid.Request) (*svid.SVID, error) {
 
 // issueError maps what issue can return to a gRPC status.
 func (s *Server) issueError(err error) error {
+	var r *refusal
 	switch {
+	case errors.As(err, &r):
+		return status.Error(r.code, r.Error())
 	case errors.Is(err, svid.ErrRequest):
 		return status.Errorf(codes.InvalidArgument, "%v", err)
 	case errors.Is(err, svid.ErrEvidence):
@@ -94,7 +100,7 @@ func (v *svidService) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVID
 	if req.Ttl > 0 {
 		ttl = min(time.Duration(req.Ttl)*time.Second, svid.MaxTTL(v.s.cfg.AuthorityTTL))
 	}
-	cert, err := v.s.issue(svid.Request{
+	cert, err := v.s.issue(ctx, svid.Request{
 		Profile: svid.Minted, ID: id, PublicKey: csr.PublicKey, SPKI: csr.RawSubjectPublicKeyInfo, DNSNames: csr.DNSNames, TTL: ttl,
 	})
 	if err != nil {

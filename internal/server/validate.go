@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/rootlink/rootlink/internal/catalog"
 )
@@ -16,12 +15,11 @@ func Validate(ctx context.Context, c Config) (notes []string, err error) {
 	if s.cfg, err = c.check(); err != nil {
 		return nil, err
 	}
+	if err := checkExternal(s.cfg); err != nil {
+		return nil, err
+	}
 	errs := []error{s.checkAttestor(ctx)}
 	for _, p := range s.cfg.Plugins {
-		if p.Type != nodeAttestorType {
-			errs = append(errs, fmt.Errorf("%w: %s %q: this server loads NodeAttestor plugins", catalog.ErrConfig, p.Type, p.Name))
-			continue
-		}
 		more, err := catalog.Validate(ctx, p, catalog.Options{TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log}, p.Data)
 		notes, errs = append(notes, more...), append(errs, err)
 	}

@@ -6,9 +6,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -109,8 +109,9 @@ func (s *Signer) Prepare(r Request) (*Token, error) {
 		AuthorityKeyId:        s.authority.SubjectKeyId,
 	}
 	t.URIs = append(t.URIs, r.ID.URL())
-	if len(r.DNSNames) > 0 && len(r.DNSNames[0]) <= 64 {
-		t.Subject = pkix.Name{CommonName: r.DNSNames[0]} // as SPIRE does, for peers that read nothing else
+	t.Subject = r.Subject()
+	if r.Composed != nil {
+		t.Subject, t.ExtraExtensions = r.Composed.Subject, slices.Clone(r.Composed.Extensions)
 	}
 	if r.Evidence != nil {
 		if err := addEvidence(t, r.Evidence); err != nil {

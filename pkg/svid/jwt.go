@@ -107,6 +107,8 @@ type JWTRequest struct {
 	Audience []string
 	TTL      time.Duration // shortened to MaxJWTTTL and the authority's end
 	Now      time.Time
+	// Extra are claims added for a deployment's own ends, see CheckClaims.
+	Extra map[string]any
 }
 
 // JWT is a signed JWT-SVID.
@@ -120,31 +122,18 @@ type JWT struct {
 // Sign issues a JWT-SVID. It carries no evidence and is bound to no key: it says
 // who asked for it, and whoever holds it may say the same.
 func (s *JWTSigner) Sign(r JWTRequest) (*JWT, error) {
-	if r.Now.IsZero() {
-		return nil, fmt.Errorf("%w: no time", ErrRequest)
-	}
-	if r.TTL <= 0 {
-		return nil, fmt.Errorf("%w: TTL of %v", ErrRequest, r.TTL)
-	}
-	if err := checkID(&Request{Profile: Workload, ID: r.ID}, s.td); err != nil {
+	now, end, err := s.Window(r)
+	if err != nil {
 		return nil, err
 	}
-	if err := CheckAudience(r.Audience); err != nil {
-		return nil, err
+	token := jwt.Signed(s.signer)
+	if len(r.Extra) > 0 {
+		if err := CheckClaims(r.Extra); err != nil {
+			return nil, err
+		}
+		token = token.Claims(r.Extra)
 	}
-	now := r.Now.UTC().Truncate(time.Second)
-	if r.Now.Before(s.notBefore) {
-		return nil, fmt.Errorf("%w: at %s it is not valid before %s; is the clock right?", ErrAuthority,
-			now.Format(time.RFC3339), s.notBefore.UTC().Format(time.RFC3339))
-	}
-	end := now.Add(min(r.TTL, MaxJWTTTL)).Truncate(time.Second)
-	if end.After(s.notAfter) {
-		end = s.notAfter.UTC().Truncate(time.Second)
-	}
-	if !end.After(now) {
-		return nil, fmt.Errorf("%w: no whole second is left until %s", ErrAuthority, end.Format(time.RFC3339))
-	}
-	token, err := jwt.Signed(s.signer).Claims(jwt.Claims{
+	text, err := token.Claims(jwt.Claims{
 		Subject:  r.ID.String(),
 		Audience: r.Audience,
 		Expiry:   jwt.NewNumericDate(end),
@@ -153,7 +142,44 @@ func (s *JWTSigner) Sign(r JWTRequest) (*JWT, error) {
 	if err != nil {
 		return nil, fmt.Errorf("svid: sign JWT: %w", err)
 	}
-	return &JWT{Token: token, ID: r.ID, IssuedAt: now, Expiry: end}, nil
+	if len(r.Extra) > 0 {
+		// What nobody can read must not leave.
+		if _, err := ParseJWT(text); err != nil {
+			return nil, fmt.Errorf("%w: with the claims added: %w", ErrRequest, err)
+		}
+	}
+	return &JWT{Token: text, ID: r.ID, IssuedAt: now, Expiry: end}, nil
+}
+
+// Window checks a request, but for its Extra, and returns when the token will
+// begin and end.
+func (s *JWTSigner) Window(r JWTRequest) (now, end time.Time, err error) {
+	fail := func(err error) (time.Time, time.Time, error) { return time.Time{}, time.Time{}, err }
+	if r.Now.IsZero() {
+		return fail(fmt.Errorf("%w: no time", ErrRequest))
+	}
+	if r.TTL <= 0 {
+		return fail(fmt.Errorf("%w: TTL of %v", ErrRequest, r.TTL))
+	}
+	if err := checkID(&Request{Profile: Workload, ID: r.ID}, s.td); err != nil {
+		return fail(err)
+	}
+	if err := CheckAudience(r.Audience); err != nil {
+		return fail(err)
+	}
+	now = r.Now.UTC().Truncate(time.Second)
+	if r.Now.Before(s.notBefore) {
+		return fail(fmt.Errorf("%w: at %s it is not valid before %s; is the clock right?", ErrAuthority,
+			now.Format(time.RFC3339), s.notBefore.UTC().Format(time.RFC3339)))
+	}
+	end = now.Add(min(r.TTL, MaxJWTTTL)).Truncate(time.Second)
+	if end.After(s.notAfter) {
+		end = s.notAfter.UTC().Truncate(time.Second)
+	}
+	if !end.After(now) {
+		return fail(fmt.Errorf("%w: no whole second is left until %s", ErrAuthority, end.Format(time.RFC3339)))
+	}
+	return now, end, nil
 }
 
 // CheckAudience holds the audiences of a request against JWT-SVID §3.2 and our

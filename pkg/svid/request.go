@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"strings"
 	"time"
@@ -67,7 +68,17 @@ type Request struct {
 	TTL       time.Duration
 	Evidence  *Evidence
 	Parent    *Parent // of a workload SVID without Evidence only
-	Now       time.Time
+	// Composed is what is added for a deployment's own ends; nil for nothing.
+	Composed *Composed
+	Now      time.Time
+}
+
+// Subject is the subject of the SVID when none is composed.
+func (r *Request) Subject() pkix.Name {
+	if len(r.DNSNames) > 0 && len(r.DNSNames[0]) <= 64 {
+		return pkix.Name{CommonName: r.DNSNames[0]} // as SPIRE does, for peers that read nothing else
+	}
+	return pkix.Name{}
 }
 
 // checkRequest holds a request against the rules of its profile.
@@ -91,6 +102,9 @@ func checkRequest(r *Request, td spiffeid.TrustDomain) error {
 		if err := CheckDNSName(n); err != nil {
 			return fmt.Errorf("%w: %w", ErrRequest, err)
 		}
+	}
+	if err := checkComposed(r); err != nil {
+		return err
 	}
 	return checkEvidence(r, td)
 }
