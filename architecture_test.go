@@ -78,6 +78,15 @@ func TestImportRules(t *testing.T) {
 		case path == "internal/agent" || strings.HasPrefix(path, "internal/agent/") || path == "cmd/agent":
 			transitive(module+"/internal/store", "the agent keeps no server state")
 			transitive(module+"/internal/policy", "the agent judges nobody")
+		case strings.HasPrefix(path, "conformance/"):
+			for _, ours := range []string{"internal", "pkg", "plugins", "cmd", "proto"} {
+				transitive(module+"/"+ours, "conformance judges any implementation, and shares nothing with ours")
+			}
+			for _, imp := range p.Imports {
+				if !mayConformanceImport(imp) {
+					t.Errorf("%s imports %s", path, imp)
+				}
+			}
 		}
 		for _, testOnly := range []string{"internal/forge", "internal/needs", "internal/swtpmtest"} {
 			if path != testOnly && !strings.HasPrefix(path, testOnly+"/") && len(p.GoFiles) > 0 {
@@ -86,11 +95,25 @@ func TestImportRules(t *testing.T) {
 		}
 	}
 	// A rule about a package that was renamed away would hold for ever.
-	for _, must := range []string{"pkg/attest", "pkg/svid", "pkg/link", "internal/server", "internal/agent", "internal/tpm", "internal/store", "internal/policy", "internal/forge", "internal/needs", "internal/swtpmtest"} {
+	for _, must := range []string{"pkg/attest", "pkg/svid", "pkg/link", "internal/server", "internal/agent", "internal/tpm", "internal/store", "internal/policy", "internal/forge", "internal/needs", "internal/swtpmtest", "conformance/suite"} {
 		if !seen[must] {
 			t.Errorf("%s does not exist, and the import rules name it", must)
 		}
 	}
+}
+
+// mayConformanceImport: the standard library, itself, and what speaks the
+// protocol and reads its tokens.
+func mayConformanceImport(path string) bool {
+	if first, _, _ := strings.Cut(path, "/"); !strings.Contains(first, ".") {
+		return true
+	}
+	for _, prefix := range []string{module + "/conformance/", "github.com/spiffe/go-spiffe/v2/proto/", "google.golang.org/grpc/", "google.golang.org/protobuf/", "github.com/go-jose/go-jose/v4/"} {
+		if strings.HasPrefix(path+"/", prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // pkg/* is what others build on: nothing there is left to be guessed.
