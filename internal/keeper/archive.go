@@ -258,6 +258,22 @@ func (c *svidCA) window() link.Authority {
 	return w
 }
 
+// narrow takes over an earlier end that a newer trust.json said. Of an authority
+// that was tainted and has run out since, SPIRE says nothing any more. One that
+// is in good standing comes back with the next bundle.
+func (c *svidCA) narrow(end, now time.Time) {
+	inBundle := c.Tainted.IsZero() && c.Dropped.IsZero() && c.LastSeen.Equal(now) // which is newer still
+	if end.IsZero() || !end.Before(c.window().End) || inBundle {
+		return
+	}
+	if c.Dropped.IsZero() {
+		c.Dropped = now
+	}
+	if end.Before(c.LastSeen) {
+		c.LastSeen = end
+	}
+}
+
 // authorities are those for trust.json, and how many of the oldest did not fit.
 func (a *archive) authorities(forget map[[32]byte]bool) (out []link.Authority, left int) {
 	for _, c := range a.SVIDs {
@@ -355,7 +371,8 @@ func (a *archive) addCertificates(cas []*x509.Certificate, tsas []tsa) (changed 
 // when it was restored from an old backup.
 func (a *archive) recover(t *link.Trust, now time.Time) {
 	for _, w := range t.Authorities() {
-		if slices.ContainsFunc(a.SVIDs, func(c *svidCA) bool { return bytes.Equal(c.Certificate, w.Certificate.Raw) }) {
+		if i := slices.IndexFunc(a.SVIDs, func(c *svidCA) bool { return bytes.Equal(c.Certificate, w.Certificate.Raw) }); i >= 0 {
+			a.SVIDs[i].narrow(w.End, now)
 			continue
 		}
 		c := &svidCA{Certificate: w.Certificate.Raw, FirstSeen: w.Start, LastSeen: now, parsed: w.Certificate}
@@ -381,8 +398,12 @@ func (a *archive) recover(t *link.Trust, now time.Time) {
 		}
 	}
 	for _, p := range t.File().PCRPolicies {
-		if !slices.ContainsFunc(a.Policies, func(o pcrs) bool { return o.Policy.Name == p.Name && o.Policy.Revision == p.Revision }) {
+		i := slices.IndexFunc(a.Policies, func(o pcrs) bool { return o.Policy.Name == p.Name && o.Policy.Revision == p.Revision })
+		switch {
+		case i < 0:
 			a.Policies = append(a.Policies, pcrs{Policy: p.PCRPolicy, FirstSeen: t.Issued(), Gone: p.Replaced})
+		case !p.Replaced.IsZero() && (a.Policies[i].Gone.IsZero() || p.Replaced.Before(a.Policies[i].Gone)):
+			a.Policies[i].Gone = p.Replaced // a boot state that was given up stays so
 		}
 	}
 	if t.Serial() >= a.Serial {

@@ -216,3 +216,51 @@ func TestRefusesConfigurations(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 }
+
+// An authority whose key was stolen, and which has run out since, is in no bundle
+// any more; a policy revision that was given up is in no file. A backup of the
+// archive from before both must not make them good again.
+func TestRefusesABackupFromBeforeAnAuthorityOrPolicyWasGivenUp(t *testing.T) {
+	w := newWorld(t)
+	w.c.PCRPolicies = w.path("pcr.json")
+	w.write(t, "pcr.json", policies([2]int{1, 1}))
+	k := w.keeper(t)
+	stolen, good := authority(t, epoch, 24*time.Hour, nil), authority(t, epoch, 1000*time.Hour, nil)
+	w.publish(t, k, 1, stolen, good)
+	w.now = epoch.Add(time.Hour)
+	w.publish(t, k, 2, good, stolen)
+	backup := read(t, w.path("keeper/archive.json"))
+	w.now = epoch.Add(2 * time.Hour)
+	w.write(t, "pcr.json", policies([2]int{2, 2}))
+	w.publish(t, k, 3, good, nil, stolen)
+	ended := func(when string) {
+		t.Helper()
+		if _, end := w.window(t, stolen); end > 2*time.Hour {
+			t.Errorf("%s: the tainted authority ends at %v", when, end)
+		}
+		if _, end := w.window(t, good); end != 1000*time.Hour {
+			t.Errorf("%s: the good one ends at %v", when, end)
+		}
+		for _, p := range w.trust(t).File().PCRPolicies {
+			if p.Revision == 1 && (p.Replaced.IsZero() || p.Replaced.After(epoch.Add(2*time.Hour))) {
+				t.Errorf("%s: revision 1 was replaced at %v", when, p.Replaced)
+			}
+		}
+	}
+	ended("before")
+	w.now = epoch.Add(48 * time.Hour)
+	w.publish(t, k, 4, good)
+	serial := w.trust(t).Serial()
+	w.write(t, "keeper/archive.json", backup)
+	w.now = epoch.Add(49 * time.Hour)
+	w.publish(t, w.keeper(t), 4, good)
+	if w.trust(t).Serial() <= serial {
+		t.Error("nothing was written")
+	}
+	ended("restored")
+	// The policy is gone as a whole.
+	w.write(t, "pcr.json", "[]")
+	w.write(t, "keeper/archive.json", backup)
+	w.publish(t, w.keeper(t), 5, good)
+	ended("restored, without the policy")
+}
