@@ -43,6 +43,7 @@ type made struct {
 	// detached.
 	plain    bool
 	detached []byte
+	parent   bool // by our server for a stock agent: parent evidence
 }
 
 func sum(s string) string {
@@ -156,7 +157,9 @@ func (s *scene) sign(t testing.TB, m *made) []byte {
 	w.Leaf.SPIFFEID, w.Leaf.SVIDKey, w.Leaf.Payload = m.id, forge.KeyHash(t, w.SVIDKey.Public()), p.Digest()
 	w.Leaf.Selectors = []string{attest.SelectorRecorder + hex.EncodeToString(w.Leaf.Recorder[:]), attest.SelectorTool + hex.EncodeToString(w.Leaf.Tool[:])}
 	var b *link.Bundle
-	if m.plain {
+	if m.parent {
+		b, err = p.SignWithoutEvidence(w.SVIDKey, w.IssueParent(t, w.MakeParent(t)))
+	} else if m.plain {
 		svid := w.Plain(t)
 		d := w.Detach(t, svid)
 		if b, err = p.SignDetached(w.SVIDKey, svid, d); err != nil {

@@ -331,8 +331,16 @@ func (s *Step) demandChecks() []demand {
 			return in("recorder", s.Recorders, p.Recorder)
 		}},
 		{"executables", len(s.Executables) > 0, func(l *stepLink) error {
+			if l.result.Chain.Programs == nil {
+				return errNoPrograms // nor the recorder whose word it would be
+			}
 			return link.CheckExecutables(l.result.Statement(), s.Executables)
 		}},
-		{"caches", s.CachesPerJob, func(l *stepLink) error { return link.CheckCaches(l.result.Statement()) }},
+		{"caches", s.CachesPerJob, func(l *stepLink) error {
+			if l.result.Chain.Programs == nil {
+				return errNoPrograms
+			}
+			return link.CheckCaches(l.result.Statement())
+		}},
 	}
 }
