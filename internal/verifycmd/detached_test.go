@@ -1,8 +1,10 @@
 package verifycmd
 
 import (
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,5 +150,36 @@ func TestArchiveHoldsDetachedEvidence(t *testing.T) {
 	args := []string{"verify", "--trust-state", d.path("state2"), "--archive", "a.archive", "--trust-key", pin, "--identity", "spiffe://example.org/build", "hello"}
 	if code, out, errOut = d.run(t, args...); code != 0 || !strings.Contains(out, "DETACHED") {
 		t.Errorf("exit %d\n%s%s", code, out, errOut)
+	}
+}
+
+// A summary names everything that the verdict rests on.
+func TestSummaryNamesTheDetachedRecord(t *testing.T) {
+	d := newDesk(t)
+	record := d.detach(t)
+	der, err := x509.MarshalPKCS8PrivateKey(forge.P256(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(t, "vsa.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	if err := os.Chmod(d.path("vsa.pem"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errOut := d.verify(t, "--vsa", d.path("s.json"), "--vsa-key", d.path("vsa.pem"), "--vsa-verifier", "https://example.org/verifier", "--vsa-resource", "pkg:generic/hello", bundleName, "hello")
+	if code != cli.ExitOK {
+		t.Fatalf("exit %d\n%s%s", code, out, errOut)
+	}
+	raw, err := os.ReadFile(d.path("s.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var envelope struct{ Payload []byte }
+	if err := json.Unmarshal(raw, &envelope); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{record, bundleName, "ROOTLINK_SOFTWARE_TPM"} {
+		if !strings.Contains(string(envelope.Payload), want) {
+			t.Errorf("the summary lacks %s: %s", want, envelope.Payload)
+		}
 	}
 }

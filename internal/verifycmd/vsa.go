@@ -59,6 +59,10 @@ func (o *vsaOptions) write(res *link.Result, policy vsa.Document, links []link.L
 	}
 	for _, l := range links {
 		opts.Inputs = append(opts.Inputs, vsa.Digest(filepath.Base(l.Name), l.Bundle))
+		// What its node said beside it was verified too.
+		if l.Detached != nil && l.Parsed != nil {
+			opts.Inputs = append(opts.Inputs, vsa.Digest(l.Parsed.DetachedName(), l.Detached))
+		}
 	}
 	summary, err := vsa.New(res, opts)
 	switch {
