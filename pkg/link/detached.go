@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -84,6 +85,8 @@ type DetachedInfo struct {
 	At        time.Time `json:"at"`
 	Attested  bool      `json:"attested"`
 	Authority string    `json:"time_authority,omitempty"`
+	// SameOperator: whoever runs the SVID authority runs the time authority too.
+	SameOperator bool `json:"same_operator_as_svid_authority,omitempty"`
 	// KeyMadeByAgent: every process that the agent gives this SVID has its key.
 	KeyMadeByAgent bool `json:"key_made_by_agent"`
 }
@@ -122,6 +125,7 @@ func (v *linkVerifier) recordTime() (string, error) {
 		return "", fmt.Errorf("the attested time is %w: %s, it is %s", ErrNotYetValid, stamp(got.Time), stamp(v.now))
 	}
 	v.recordAt, v.recordBy = got.Time.UTC(), authorityName(got.Authority)
+	v.recordSame = got.Authority.Operator == v.trust.Operator()
 	return stamp(v.recordAt) + " by " + v.recordBy, nil
 }
 
@@ -132,7 +136,7 @@ func (v *linkVerifier) recordTimeKnown() (string, error) {
 	case v.detached == nil:
 		return "", errSkip
 	case v.recordBy != "":
-		return "attested", nil
+		return "attested", v.recordAgrees()
 	case len(v.detached.Token) > 0:
 		return "", fmt.Errorf("the detached record's timestamp is by no authority of trust.json: %w", ErrNoTime)
 	case v.trust.file.Time.AuthoritiesNeeded > 0:
@@ -143,6 +147,19 @@ func (v *linkVerifier) recordTimeKnown() (string, error) {
 	return "no time is attested: judged at the verifier's own clock", errSkip
 }
 
+// recordAgrees: a record has one token. Where trust.json takes no single
+// authority's word for a time, those that attest the link's must bear it out.
+func (v *linkVerifier) recordAgrees() error {
+	if v.trust.file.Time.AuthoritiesNeeded < 2 || len(v.times) == 0 {
+		return nil // none is needed, or time.authorities has refused the link
+	}
+	if v.recordAt.Before(v.first.Add(-maxTimeSpread)) || v.recordAt.After(v.at.Add(maxTimeSpread)) {
+		return fmt.Errorf("one authority alone says that the detached record is of %s, more than %s from the link's time %s: %w",
+			stamp(v.recordAt), maxTimeSpread, stamp(v.at), ErrNoTime)
+	}
+	return nil
+}
+
 func (v *linkVerifier) verifyDetached(o attest.Options) (*attest.Verified, []attest.Check, error) {
 	b := attest.DetachedBinding{
 		TrustDomain: v.trust.TrustDomain(), SPIFFEID: v.id.String(), SVID: v.leaf, Payload: v.bundle.payloadDigest(), At: v.recordAt,
@@ -150,7 +167,47 @@ func (v *linkVerifier) verifyDetached(o attest.Options) (*attest.Verified, []att
 	for _, a := range v.trust.authorities {
 		b.Authorities = append(b.Authorities, attest.Authority{Certificate: a.Certificate, From: a.Start, Until: a.End})
 	}
-	return attest.VerifyDetached(v.detached, b, o)
+	verified, checks, err := attest.VerifyDetached(v.detached, b, o)
+	if err == nil {
+		err = errors.Join(v.authorityHeld(), v.sameNode(verified))
+	}
+	return verified, checks, err
+}
+
+// authorityHeld: the link's time and the record's are two, and an SVID whose
+// authority was given up between them vouched for nobody any more when its key
+// signed the record.
+func (v *linkVerifier) authorityHeld() error {
+	if slices.ContainsFunc(v.trust.authorities, func(a Authority) bool {
+		return a.Certificate.Equal(v.authority.Certificate) && a.holds(v.recordAt)
+	}) {
+		return nil
+	}
+	return fmt.Errorf("authority %q of the SVID does not hold at the record's time %s (%s)",
+		v.authority.Certificate.Subject, stamp(v.recordAt), v.authority.window())
+}
+
+// ErrOtherNode: the record is not of the node that the certificate names.
+var ErrOtherNode = errors.New("the record beside the link is by another node than the certificate was issued to")
+
+// sameNode: where the server said in the certificate which node it issued the
+// SVID to, no other node speaks for it, however good the boot state of that one.
+func (v *linkVerifier) sameNode(by *attest.Verified) error {
+	if v.inside == nil {
+		return nil
+	}
+	c, err := x509.ParseCertificate(v.inside.AKCert)
+	if err != nil {
+		return err
+	}
+	s, err := attest.ParseAKCertificate(c)
+	if err != nil {
+		return err
+	}
+	if ek := by.EK().Hash; s.EKHash != ek {
+		return fmt.Errorf("%w: issued to EK %s, vouched for by EK %s", ErrOtherNode, short(hexHash(s.EKHash)), short(hexHash(ek)))
+	}
+	return nil
 }
 
 // describeDetached fills in what only detached evidence has.
@@ -158,7 +215,7 @@ func (v *linkVerifier) describeDetached() {
 	chain := v.verified.AgentChain()
 	v.out.Chain.Detached = &DetachedInfo{
 		AgentID: chain[0].URIs[0].String(), AgentAuthority: chain[len(chain)-1].Subject.String(),
-		At: v.recordAt, Attested: v.recordBy != "", Authority: v.recordBy,
+		At: v.recordAt, Attested: v.recordBy != "", Authority: v.recordBy, SameOperator: v.recordSame,
 		KeyMadeByAgent: v.verified.Leaf().KeyOrigin == attest.OriginAgent,
 	}
 }

@@ -440,3 +440,92 @@ func TestTrustRefusesDetachedWithoutAMapping(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The link was stamped while the SVID's authority held, the record after it was
+// given up: its key may be anybody's by then.
+func TestRefusesDetachedRecordAfterTheSVIDsAuthorityEnded(t *testing.T) {
+	s := newDetachedScene(t)
+	key := forge.P256(t)
+	other := forge.Sign(t, &x509.Certificate{
+		Subject:  pkix.Name{CommonName: "another authority"},
+		KeyUsage: x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: s.Now.Add(-time.Hour), NotAfter: s.Now.Add(time.Hour),
+	}, nil, key.Public(), key)
+	s.issueBy(t, other, key)
+	s.bend = nil // the agent has its SVID from the one that holds
+	list := func(until time.Time) {
+		root, err := TrustedRoot{
+			Authorities: []Authority{{Certificate: s.Authority, Start: s.Authority.NotBefore}, {Certificate: other, Start: other.NotBefore, End: until}},
+			Timestamps:  []timestamp.Authority{s.tsa.Authority()},
+		}.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.file.TrustedRoot = root
+	}
+	l := s.ready(t)
+	s.record.Token = s.tsa.Token(t, s.record.Signature, s.signedAt.Add(10*time.Minute), nil)
+	l.Detached = s.bytes(t)
+	list(s.signedAt.Add(10 * time.Minute))
+	s.accepts(t)
+	list(s.signedAt.Add(5 * time.Minute))
+	s.refuses(t, "evidence.verify", ErrCrypto, "does not hold at the record's time")
+}
+
+// Our server names in the certificate the node of the agent that asked. Another
+// one of the fleet, in as good a boot state, has no word on that SVID.
+func TestRefusesDetachedRecordByAnotherNodeThanTheCertificateNames(t *testing.T) {
+	for name, same := range map[string]bool{"the same node": true, "another node": false} {
+		t.Run(name, func(t *testing.T) {
+			s := newDetachedScene(t)
+			s.requirement().parentWouldDo()
+			s.requirement().EKs = nil
+			w := s.World
+			if !same {
+				w = forge.NewWorldWith(t, s.Maker, forge.NewTPM(t, s.Maker, forge.TPMOptions{}))
+			}
+			s.svid = s.IssueParent(t, w.MakeParent(t))
+			s.ready(t)
+			if same {
+				if l := s.accepts(t).Links[0]; l.Evidence != EvidenceDetached || l.Chain.Parent != nil {
+					t.Errorf("evidence %q", l.Evidence)
+				}
+				return
+			}
+			s.refuses(t, "evidence.verify", ErrCrypto)
+			if _, err := s.verify(t); !errors.Is(err, ErrOtherNode) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A record has one token. Who takes no single authority's word for a time does
+// not take it for the record's either.
+func TestRefusesDetachedTimeThatOneAuthorityAloneSays(t *testing.T) {
+	s := newDetachedScene(t)
+	second := forge.NewTSA(t, nil)
+	s.know(t, s.tsa.Authority(), second.Authority())
+	s.file.Time.AuthoritiesNeeded = 2
+	l := s.ready(t)
+	b := mustParse(t, l.Bundle)
+	b, err := b.WithTimestamps(s.tsa.Token(t, b.Signature(), s.signedAt, nil), second.Token(t, b.Signature(), s.signedAt, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Bundle, err = b.Marshal(); err != nil {
+		t.Fatal(err)
+	}
+	s.accepts(t)
+	for _, shift := range []time.Duration{maxTimeSpread, maxTimeSpread + time.Second} {
+		s.record.Token = s.tsa.Token(t, s.record.Signature, s.signedAt.Add(shift), nil)
+		l.Detached = s.bytes(t)
+		if shift <= maxTimeSpread {
+			s.accepts(t)
+			continue
+		}
+		s.refuses(t, "evidence.time_known", ErrPolicy, "one authority alone")
+		s.file.Time.AuthoritiesNeeded = 1 // whose word is enough
+		s.accepts(t)
+	}
+}

@@ -75,6 +75,7 @@ func (v *linkVerifier) evidenceForm() (string, error) {
 		v.kind, v.parent = EvidenceParent, parent
 		return "in the certificate, of the node alone", nil
 	case perr == nil: // and something stronger beside the link
+		v.inside = parent
 	case err == nil:
 		v.kind, v.evidence = EvidenceLeaf, e
 		return fmt.Sprintf("in the certificate, 1 of %d leaves under one quote", e.Size), nil

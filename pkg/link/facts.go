@@ -78,7 +78,7 @@ func (v *linkVerifier) after() string {
 func (d *DetachedInfo) words(id string) []Word {
 	when := Word{What: "when the node spoke", Who: "nobody, the verifier's own clock is used"}
 	if d.Attested {
-		when.Who = "timestamp authority " + d.Authority
+		when.Who, when.SameOperator = "timestamp authority "+d.Authority, d.SameOperator
 	}
 	key := "the recorder, which made it"
 	if d.KeyMadeByAgent {

@@ -2,6 +2,7 @@ package link
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -39,13 +40,18 @@ func (v *linkVerifier) verifyParent(o attest.Options) ([]attest.Check, error) {
 }
 
 // checkPrograms: a requirement that accepts parent evidence names no program,
-// since no such evidence could show that it ran.
+// since no such evidence could show that it ran, and asks for no recorder's word
+// on what ran: nobody knows whether it was a recorder that spoke, or who else
+// could have.
 func (r *Requirement) checkPrograms() error {
 	any := func(list []string) bool { return slices.Equal(list, []string{AnyHash}) }
-	if any(r.Tools) && (any(r.Recorders) || any(r.UnprotectedRecorders)) {
-		return nil
+	switch {
+	case !any(r.Tools) || !any(r.UnprotectedRecorders):
+		return fmt.Errorf("it measures no program, so that tools and unprotected_recorders must both be [%q]", AnyHash)
+	case len(r.Executables) > 0 || r.CachesPerJob:
+		return errors.New("it measures no recorder, whose word executables and caches_per_job would be")
 	}
-	return fmt.Errorf("it measures no program, so that tools and recorders must both be [%q]", AnyHash)
+	return nil
 }
 
 // parentWords say what was proved, and above all what was not.

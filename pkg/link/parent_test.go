@@ -27,7 +27,7 @@ func parentScene(t *testing.T, bend func(*scene, *attest.Parent)) *scene {
 
 // parentWouldDo makes parent the least kind, which allows no talk of programs.
 func (r *Requirement) parentWouldDo() {
-	r.Evidence, r.Tools, r.Recorders = EvidenceParent, []string{AnyHash}, []string{AnyHash}
+	r.Evidence, r.Tools, r.UnprotectedRecorders = EvidenceParent, []string{AnyHash}, []string{AnyHash}
 }
 
 func (s *scene) signParent(t *testing.T, bend func(*scene, *attest.Parent)) {
@@ -106,10 +106,23 @@ func TestLeafEvidenceIsEnoughForParent(t *testing.T) {
 
 // Tools that nothing could show to have run would be a promise.
 func TestRefusesParentRequirementThatNamesPrograms(t *testing.T) {
-	s := newScene(t)
-	s.requirement().Evidence = EvidenceParent // and tools and recorders of a leaf requirement
-	if _, err := NewTrust(s.file); !errors.Is(err, ErrMalformed) {
-		t.Errorf("got %v", err)
+	for name, bend := range map[string]func(*Requirement){
+		"of a leaf requirement": func(r *Requirement) { *r = *newScene(t).requirement(); r.Evidence = EvidenceParent },
+		"a tool":                func(r *Requirement) { r.Tools = []string{strings.Repeat("00", 32)} },
+		// The setgid bit would be a promise as well.
+		"protected recorders": func(r *Requirement) { r.Recorders, r.UnprotectedRecorders = []string{AnyHash}, nil },
+		"a recorder":          func(r *Requirement) { r.UnprotectedRecorders = []string{strings.Repeat("00", 32)} },
+		"what else ran":       func(r *Requirement) { r.Executables = []string{AnyHash} },
+		"caches of the step":  func(r *Requirement) { r.CachesPerJob = true },
+	} {
+		s := parentScene(t, nil)
+		if _, err := NewTrust(s.file); err != nil {
+			t.Fatal(err)
+		}
+		bend(s.requirement())
+		if _, err := NewTrust(s.file); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: got %v", name, err)
+		}
 	}
 }
 

@@ -51,15 +51,18 @@ type linkVerifier struct {
 	evidence  *attest.Evidence  // evidence.form; nil: there is none, or none that may be judged
 	detached  *attest.Detached  // evidence.form; nil unless the kind is that
 	parent    *attest.Parent    // evidence.form; nil unless the kind is that
+	inside    *attest.Parent    // evidence.form; in the certificate, with a detached record beside it
 	recordAt  time.Time         // evidence.time; T of the detached record
 	recordBy  string            // evidence.time; empty: nobody attests it
-	req       *Requirement      // requirement.match
-	verified  *attest.Verified  // evidence.verify
-	node      nodeEvidence      // evidence.verify; verified, or of the kind parent
-	ak        *x509.Certificate // evidence.verify
-	akIssuer  *x509.Certificate // evidence.verify
-	tools     []string          // programs.measured; every main program of the step
-	protected bool              // programs.measured
+	// recordSame: that is run by whoever runs the SVID authority.
+	recordSame bool
+	req        *Requirement      // requirement.match
+	verified   *attest.Verified  // evidence.verify
+	node       nodeEvidence      // evidence.verify; verified, or of the kind parent
+	ak         *x509.Certificate // evidence.verify
+	akIssuer   *x509.Certificate // evidence.verify
+	tools      []string          // programs.measured; every main program of the step
+	protected  bool              // programs.measured
 }
 
 // checks is the verifier, top down.
