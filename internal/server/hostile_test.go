@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -8,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +20,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/rootlink/rootlink/internal/boundcodec"
 )
 
 // Anybody may send a CSR, and one check of a signature by a key of 200,000 bits
@@ -133,5 +137,42 @@ func TestRefusesTooManyOpenCalls(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error)   { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal(b []byte, v any) error { *v.(*[]byte) = slices.Clone(b); return nil }
+func (rawCodec) Name() string                    { return "proto" }
+
+// Two bytes of these become more than a hundred, sixty-four calls at once many
+// gigabytes; and a request is decoded before its sender is looked at.
+func TestRefusesRequestsThatGrow(t *testing.T) {
+	w := newWorld(t, nil)
+	n := w.attest(w.newTPM(), attestOptions{})
+	for _, c := range []struct {
+		method string
+		field  byte
+		conn   *grpc.ClientConn
+	}{
+		{"/spire.api.server.svid.v1.SVID/BatchNewX509SVID", 0x0a, n.conn},
+		{"/spire.api.server.svid.v1.SVID/NewJWTSVID", 0x12, n.conn},
+		{"/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", 0x12, n.conn},
+		{"/spire.api.server.entry.v1.Entry/BatchCreateEntry", 0x0a, n.conn}, // not even for agents
+		{attestMethod, 0x0a, w.dialTCP(nil)},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		stream, err := c.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, c.method, grpc.ForceCodec(rawCodec{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := bytes.Repeat([]byte{c.field, 0}, (4<<20-64)/2)
+		_ = stream.SendMsg(&body) // the reason comes from RecvMsg
+		var resp []byte
+		if err := stream.RecvMsg(&resp); !strings.Contains(status.Convert(err).Message(), boundcodec.ErrTooMany.Error()) {
+			t.Errorf("%s: %v", c.method, err)
+		}
+		cancel()
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/rootlink/rootlink/internal/attestca"
+	"github.com/rootlink/rootlink/internal/boundcodec"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/join"
 	"github.com/rootlink/rootlink/internal/policy"
@@ -239,6 +240,7 @@ func (s *Server) Run(ctx context.Context) error {
 	remote := grpc.NewServer(append(s.interceptors(false),
 		grpc.Creds(connCredentials{credentials.NewTLS(s.tlsConfig())}),
 		grpc.InTapHandle(s.tap),
+		grpc.ForceServerCodecV2(boundcodec.New(maxRequestFields)),
 		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),

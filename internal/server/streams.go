@@ -26,6 +26,10 @@ const (
 	maxCallsOfAddress        = 16
 	maxCallsOfAddresses      = 128 // of all together, attestations apart
 
+	// maxRequestFields bounds what a request becomes in memory, as boundcodec
+	// counts: an agent asks for so many entries at once, or for 500 SVIDs.
+	maxRequestFields = 1 << 17
+
 	// window is how much of what nobody has asked for yet is kept of a call; by
 	// itself gRPC lets it grow to megabytes.
 	window     = 256 << 10
