@@ -55,30 +55,33 @@ type fakeServer struct {
 	stock    bool
 	trustKey *ecdsa.PrivateKey
 
-	mu         sync.Mutex
-	srv        *grpc.Server
-	addr       string
-	ca         *x509.Certificate
-	caKey      crypto.Signer
-	oldCAs     []*x509.Certificate
-	federated  map[string][]byte // authority of other trust domains by their name
-	jwt        fakeJWT
-	entries    []*types.Entry
-	nextID     int
-	banned     bool
-	stale      int           // evidence under another agent SVID that was sent
-	noAttest   bool          // attestation fails, for the time being
-	hold       chan struct{} // until it is closed, nobody hears that they are attested
-	activeKey  [32]byte      // SHA-256 of its SPKI
-	active     *big.Int      // serial of the agent SVID in force, nil: not attested
-	agentTTL   time.Duration
-	svidTTL    time.Duration
-	clock      time.Duration // added to the server's time in certificates
-	patterns   []string
-	pageSize   int
-	attests    int
-	notActive  int // calls with a replaced agent SVID
-	syncs      int
+	mu        sync.Mutex
+	srv       *grpc.Server
+	addr      string
+	ca        *x509.Certificate
+	caKey     crypto.Signer
+	oldCAs    []*x509.Certificate
+	federated map[string][]byte // authority of other trust domains by their name
+	jwt       fakeJWT
+	entries   []*types.Entry
+	nextID    int
+	banned    bool
+	stale     int           // evidence under another agent SVID that was sent
+	noAttest  bool          // attestation fails, for the time being
+	hold      chan struct{} // until it is closed, nobody hears that they are attested
+	activeKey [32]byte      // SHA-256 of its SPKI
+	active    *big.Int      // serial of the agent SVID in force, nil: not attested
+	agentTTL  time.Duration
+	svidTTL   time.Duration
+	clock     time.Duration // added to the server's time in certificates
+	patterns  []string
+	pageSize  int
+	attests   int
+	notActive int // calls with a replaced agent SVID
+	syncs     int
+	misnamed  string // the name in federated bundles, if not their own
+	// flood, when set, is what answers a sync.
+	flood      func(entryv1.Entry_SyncAuthorizedEntriesServer) error
 	taintAll   bool // the bundle says of each authority that it is being withdrawn
 	batches    []int
 	lastNonce  [32]byte
@@ -338,8 +341,11 @@ func (s *fakeServer) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorizedEn
 	s.mu.Lock()
 	s.syncs++
 	entries := slices.Clone(s.entries)
-	page := s.pageSize
+	page, flood := s.pageSize, s.flood
 	s.mu.Unlock()
+	if flood != nil {
+		return flood(stream)
+	}
 	if len(entries) < page {
 		return stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: entries})
 	}

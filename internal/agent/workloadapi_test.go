@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -28,7 +29,7 @@ func (s *fakeServer) GetFederatedBundle(_ context.Context, req *bundlev1.GetFede
 	if !ok && key == nil {
 		return nil, status.Error(codes.NotFound, "no such bundle")
 	}
-	b := &types.Bundle{TrustDomain: req.TrustDomain}
+	b := &types.Bundle{TrustDomain: cmp.Or(s.misnamed, req.TrustDomain)}
 	if ok {
 		b.X509Authorities = append(b.X509Authorities, &types.X509Certificate{Asn1: der})
 	}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/boundcodec"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -31,8 +32,9 @@ import (
 // Bounds on what one connection may send, and on what it may wait for.
 const (
 	maxRequest     = 256 << 10 // bytes: an SVID with the largest evidence, and room
+	maxFields      = 64        // in it
 	maxHeaders     = 16 << 10  // bytes
-	maxStreams     = 8         // calls at once on one connection, which take turns anyhow
+	maxStreams     = 2         // calls at once on one connection, which take turns anyhow
 	maxSVIDChain   = 5         // certificates
 	maxSVIDBytes   = 96 << 10  // bytes of one of them
 	connectTimeout = 10 * time.Second
@@ -85,6 +87,7 @@ func Serve(l *net.UnixListener, node Node, s Settings, log *slog.Logger, now fun
 	v.grpc = grpc.NewServer(
 		grpc.Creds(measured.Credentials()),
 		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.ForceServerCodecV2(boundcodec.New(maxFields)),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(connectTimeout),
@@ -159,15 +162,15 @@ func (v *Service) Vouch(ctx context.Context, req *workloadv1.VouchRequest) (*wor
 	if err != nil {
 		return nil, err
 	}
+	chain, payload, err := readVouch(req)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	unlock, err := c.Lock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	chain, payload, err := readVouch(req)
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
 	s := v.set.Load()
 	if err := c.StepEnded(s.RecorderGID); err != nil {
 		return nil, err

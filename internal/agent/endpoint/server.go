@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/boundcodec"
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/vouch"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
@@ -25,6 +26,7 @@ import (
 // Bounds on what one connection may send.
 const (
 	maxRequest     = 256 << 10 // bytes: a CSR with the largest evidence, and room
+	maxFields      = 1 << 10   // in it
 	maxHeaders     = 16 << 10  // bytes
 	maxStreams     = 64        // calls at once on one connection
 	connectTimeout = 10 * time.Second
@@ -74,6 +76,7 @@ func New(cfg Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(measured.Credentials()),
 		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.ForceServerCodecV2(boundcodec.New(maxFields)),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(connectTimeout),

@@ -64,8 +64,10 @@ func newEntry(e *types.Entry) *Entry {
 		out.others = append(out.others, s)
 	}
 	for _, f := range e.GetFederatesWith() {
-		if td, err := spiffeid.TrustDomainFromString(f); err == nil {
-			out.FederatesWith = append(out.FederatesWith, td)
+		// SPIRE lets an entry federate with its own trust domain. That is not
+		// another's bundle: servers refuse to give it as one.
+		if other, err := spiffeid.TrustDomainFromString(f); err == nil && other != td {
+			out.FederatesWith = append(out.FederatesWith, other)
 		}
 	}
 	return out

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -28,6 +29,9 @@ const (
 	// an attestation (its cache is rebuilt every 5 s).
 	StockGrace = 10 * time.Second
 )
+
+// maxFederated bounds the other trust domains whose bundles are kept.
+const maxFederated = 256
 
 // ErrNotSynced means that the server's entries are not known yet.
 var ErrNotSynced = errors.New("agent has not synced with its server yet")
@@ -231,6 +235,12 @@ func (k *Keeper) federated(ctx context.Context, entries []*Entry) (map[spiffeid.
 		for _, td := range e.FederatesWith {
 			if _, ok := out[td]; ok {
 				continue
+			}
+			if td == k.td {
+				continue // by an entry of a foreign ID: this bundle comes from nowhere else
+			}
+			if len(out) == maxFederated {
+				return nil, fmt.Errorf("entries federate with more than %d trust domains", maxFederated)
 			}
 			err := k.node.Do(ctx, func(ctx context.Context, s *upstream.Session) (err error) {
 				out[td], err = s.FederatedBundle(ctx, td)

@@ -231,6 +231,13 @@ func ParseChain(ders [][]byte) ([]*x509.Certificate, error) {
 	if len(ders) == 0 {
 		return nil, errors.New("empty certificate chain")
 	}
+	size := 0
+	for _, der := range ders {
+		size += len(der)
+	}
+	if len(ders) > maxChain || size > maxChainBytes {
+		return nil, fmt.Errorf("chain of %d certificates in %d bytes, at most %d and %d are taken", len(ders), size, maxChain, maxChainBytes)
+	}
 	var chain []*x509.Certificate
 	for _, der := range ders {
 		c, err := x509.ParseCertificate(der)

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/rootlink/rootlink/internal/agent/notify"
+	"github.com/rootlink/rootlink/internal/boundcodec"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 )
 
@@ -42,6 +43,7 @@ const (
 	rivalMax       = 10 * time.Minute // and the longest
 	drainOld       = 15 * time.Second // how long calls on a replaced connection may finish
 	maxReply       = 16 << 20         // bytes of one reply
+	maxReplyFields = 1 << 18          // in it, as boundcodec counts: 500 entries of a hundred selectors
 	maxAttestSteps = 512              // challenges in one attestation, log chunks included
 )
 
@@ -376,7 +378,7 @@ func (n *Node) dial(cert *tls.Certificate) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax},
 			MinConnectTimeout: dialTimeout,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply), grpc.ForceCodecV2(boundcodec.New(maxReplyFields))),
 	)
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync/atomic"
 
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/rootlink/rootlink/proto/rootlink/node/v1"
 )
@@ -36,8 +38,71 @@ type Session struct {
 
 func (s *Session) leaf() *x509.Certificate { return s.Chain[0] }
 
-// maxEntries bounds what one agent keeps.
-const maxEntries = 200_000
+// Bounds on what one agent keeps of what its server says.
+const (
+	maxEntries     = 200_000
+	maxEntryBytes  = 256 << 20 // of all entries together, see entryCost
+	maxAuthorities = 1024      // in one bundle
+	maxBundle      = 1 << 20   // bytes of one bundle
+	maxChain       = 16        // certificates of one SVID
+	maxChainBytes  = 256 << 10
+)
+
+// synced is the list of entries while a stream brings it, within bounds: a
+// stream need not end, and an entry may be of any size.
+type synced struct {
+	entries map[string]*types.Entry
+	want    map[string]bool // nil: whatever comes
+	left    int             // bytes
+}
+
+var errTooMuch = fmt.Errorf("server authorises this node for more than %d entries, or %d bytes of them", maxEntries, maxEntryBytes)
+
+// entryCost is about what an entry, or its revision, takes in memory.
+func entryCost(m proto.Message, parts int) int { return proto.Size(m) + 128*(parts+1) }
+
+func (y *synced) spend(cost int) error {
+	if y.left -= cost; y.left < 0 || len(y.entries) > maxEntries || len(y.want) > maxEntries {
+		return errTooMuch
+	}
+	return nil
+}
+
+// revision notes what the server has; old is what we know of it. One that is
+// said twice counts twice.
+func (y *synced) revision(r *entryv1.EntryRevision, old *types.Entry) error {
+	// A deleted entry may be made again with the same ID and a lower revision.
+	if old != nil && old.GetRevisionNumber() == r.GetRevisionNumber() && old.GetCreatedAt() == r.GetCreatedAt() {
+		y.entries[r.GetId()] = old
+		return y.spend(entryCost(old, len(old.GetSelectors())+len(old.GetFederatesWith())+len(old.GetDnsNames())))
+	}
+	y.want[r.GetId()] = true
+	return y.spend(entryCost(r, 0))
+}
+
+// take takes the entries that were asked for.
+func (y *synced) take(stream entryv1.Entry_SyncAuthorizedEntriesClient, resp *entryv1.SyncAuthorizedEntriesResponse) error {
+	for {
+		for _, e := range resp.GetEntries() {
+			if e.GetId() == "" {
+				return errors.New("server sent an entry without an ID")
+			}
+			if err := y.spend(entryCost(e, len(e.GetSelectors())+len(e.GetFederatesWith())+len(e.GetDnsNames()))); err != nil {
+				return err
+			}
+			if y.want == nil || y.want[e.GetId()] {
+				y.entries[e.GetId()] = e
+			}
+		}
+		if !resp.GetMore() {
+			return nil
+		}
+		var err error
+		if resp, err = stream.Recv(); err != nil {
+			return err
+		}
+	}
+}
 
 // SyncEntries brings known up to date and returns the result; known is not
 // changed. Below a page size of the server's choosing it sends every entry,
@@ -52,26 +117,19 @@ func (s *Session) SyncEntries(ctx context.Context, known map[string]*types.Entry
 	if err := stream.Send(&entryv1.SyncAuthorizedEntriesRequest{}); err != nil {
 		return nil, recvError(stream, err)
 	}
-	next := make(map[string]*types.Entry)
+	next := &synced{entries: make(map[string]*types.Entry), left: maxEntryBytes}
 	resp, err := stream.Recv()
 	if err != nil {
 		return nil, err
 	}
 	if len(resp.GetEntryRevisions()) == 0 {
-		return next, takeEntries(stream, resp, next)
+		return next.entries, next.take(stream, resp)
 	}
-	var need []string
+	next.want = make(map[string]bool)
 	for {
 		for _, r := range resp.GetEntryRevisions() {
-			if len(next)+len(need) >= maxEntries {
-				return nil, fmt.Errorf("server authorises this node for more than %d entries", maxEntries)
-			}
-			old := known[r.GetId()]
-			// A deleted entry may be made again with the same ID and a lower revision.
-			if old != nil && old.GetRevisionNumber() == r.GetRevisionNumber() && old.GetCreatedAt() == r.GetCreatedAt() {
-				next[r.GetId()] = old
-			} else {
-				need = append(need, r.GetId())
+			if err := next.revision(r, known[r.GetId()]); err != nil {
+				return nil, err
 			}
 		}
 		if !resp.GetMore() {
@@ -81,37 +139,16 @@ func (s *Session) SyncEntries(ctx context.Context, known map[string]*types.Entry
 			return nil, err
 		}
 	}
-	if len(need) == 0 {
-		return next, nil
+	if len(next.want) == 0 {
+		return next.entries, nil
 	}
-	if err := stream.Send(&entryv1.SyncAuthorizedEntriesRequest{Ids: need}); err != nil {
+	if err := stream.Send(&entryv1.SyncAuthorizedEntriesRequest{Ids: slices.Sorted(maps.Keys(next.want))}); err != nil {
 		return nil, recvError(stream, err)
 	}
 	if resp, err = stream.Recv(); err != nil {
 		return nil, err
 	}
-	return next, takeEntries(stream, resp, next)
-}
-
-func takeEntries(stream entryv1.Entry_SyncAuthorizedEntriesClient, resp *entryv1.SyncAuthorizedEntriesResponse, into map[string]*types.Entry) error {
-	for {
-		for _, e := range resp.GetEntries() {
-			if len(into) >= maxEntries {
-				return fmt.Errorf("server authorises this node for more than %d entries", maxEntries)
-			}
-			if e.GetId() == "" {
-				return errors.New("server sent an entry without an ID")
-			}
-			into[e.GetId()] = e
-		}
-		if !resp.GetMore() {
-			return nil
-		}
-		var err error
-		if resp, err = stream.Recv(); err != nil {
-			return err
-		}
-	}
+	return next.entries, next.take(stream, resp)
 }
 
 // recvError returns the status behind a failed Send.
@@ -149,6 +186,9 @@ func IssuedBy(authorities, chain []*x509.Certificate) bool {
 // takeBundle believes b, which came from a verified server. withdrawn: other
 // authorities than before are tainted.
 func (n *Node) takeBundle(b *types.Bundle) (withdrawn bool, err error) {
+	if err := checkBundle(b, n.cfg.TrustDomain); err != nil {
+		return false, err
+	}
 	as, err := authorities(b)
 	if err != nil {
 		return false, err
@@ -179,6 +219,19 @@ func (n *Node) takeBundle(b *types.Bundle) (withdrawn bool, err error) {
 	return withdrawn, nil
 }
 
+// checkBundle fails unless b is what was asked for, and small: each certificate
+// takes ten times its size once parsed, and every workload is sent all of them.
+func checkBundle(b *types.Bundle, td spiffeid.TrustDomain) error {
+	name, err := spiffeid.TrustDomainFromString(b.GetTrustDomain())
+	if err != nil || name != td {
+		return fmt.Errorf("server sent a bundle of %.300q instead of %q", b.GetTrustDomain(), td.Name())
+	}
+	if n := len(b.GetX509Authorities()) + len(b.GetJwtAuthorities()); n > maxAuthorities || proto.Size(b) > maxBundle {
+		return fmt.Errorf("server sent a bundle of %q with %d authorities in %d bytes, at most %d and %d are taken", td.Name(), n, proto.Size(b), maxAuthorities, maxBundle)
+	}
+	return nil
+}
+
 func authorities(b *types.Bundle) ([]*x509.Certificate, error) {
 	var as []*x509.Certificate
 	for _, a := range b.GetX509Authorities() {
@@ -204,6 +257,9 @@ func (s *Session) FederatedBundle(ctx context.Context, td spiffeid.TrustDomain) 
 	case codes.NotFound, codes.Unimplemented:
 		return Bundle{}, nil
 	default:
+		return Bundle{}, err
+	}
+	if err := checkBundle(b, td); err != nil {
 		return Bundle{}, err
 	}
 	if len(b.GetX509Authorities()) > 0 { // it may be for JWT-SVIDs alone
