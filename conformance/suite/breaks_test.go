@@ -37,12 +37,15 @@ func leaf(change func(*x509.Certificate)) func(*fake) { return func(f *fake) { f
 func authority(change func(*x509.Certificate)) func(*fake) {
 	return func(f *fake) { f.authority = change }
 }
+
 func message(change func(*workload.X509SVIDResponse)) func(*fake) {
 	return func(f *fake) { f.x509msg = change }
 }
+
 func tokens(change func(*workload.JWTSVIDResponse)) func(*fake) {
 	return func(f *fake) { f.jwtmsg = change }
 }
+
 func bundle(change func(*workload.JWTBundlesResponse)) func(*fake) {
 	return func(f *fake) { f.jwtb = change }
 }
@@ -198,10 +201,12 @@ var variants = map[string][]variant{
 	},
 	"workload-api/5.2.1/hints-unique": {v("twice", message(func(m *workload.X509SVIDResponse) { m.Svids[1].Hint = m.Svids[0].Hint }))},
 	"workload-api/5.2.2/own-bundle":   {v("not there", func(f *fake) { f.x509b = func(m *workload.X509BundlesResponse) { delete(m.Bundles, own) } }), v("empty", func(f *fake) { f.x509b = func(m *workload.X509BundlesResponse) { m.Bundles[own] = nil } })},
-	"workload-api/5.2.2/bundles-are-der": {v("garbage", func(f *fake) { f.x509b = func(m *workload.X509BundlesResponse) { m.Bundles[foreign] = []byte("x") } }),
+	"workload-api/5.2.2/bundles-are-der": {
+		v("garbage", func(f *fake) { f.x509b = func(m *workload.X509BundlesResponse) { m.Bundles[foreign] = []byte("x") } }),
 		v("by name", func(f *fake) {
 			f.x509b = func(m *workload.X509BundlesResponse) { m.Bundles["example.org"] = m.Bundles[own] }
-		})},
+		}),
+	},
 	"workload-api/5.2.1/no-identity-no-empty-answer": {v("empty", func(f *fake) { f.stranger["FetchX509SVID"] = Seen{"OK", 0} }), v("not asked", func(f *fake) { f.stranger = Probe{} })},
 	"workload-api/5.2.2/no-identity-no-empty-answer": {v("empty", func(f *fake) { f.stranger["FetchX509Bundles"] = Seen{"OK", 0} })},
 	"workload-api/6.2.1/no-identity-no-empty-answer": {v("empty", func(f *fake) { f.stranger["FetchJWTSVID"] = Seen{"OK", 0} })},
@@ -257,13 +262,15 @@ var variants = map[string][]variant{
 		f.x509msg = func(m *workload.X509SVIDResponse) { m.Svids[0].Bundle = other.ca.Raw }
 	})},
 
-	"jwt-svid/5.1/compact-serialization": {v("JSON", func(f *fake) {
-		f.compact = func(t string) string {
-			p := strings.Split(t, ".")
-			return `{"protected":"` + p[0] + `","payload":"` + p[1] + `","signature":"` + p[2] + `"}`
-		}
-	}),
-		v("unsigned", func(f *fake) { f.compact = func(t string) string { return t[:strings.LastIndexByte(t, '.')+1] } })},
+	"jwt-svid/5.1/compact-serialization": {
+		v("JSON", func(f *fake) {
+			f.compact = func(t string) string {
+				p := strings.Split(t, ".")
+				return `{"protected":"` + p[0] + `","payload":"` + p[1] + `","signature":"` + p[2] + `"}`
+			}
+		}),
+		v("unsigned", func(f *fake) { f.compact = func(t string) string { return t[:strings.LastIndexByte(t, '.')+1] } }),
+	},
 	"jwt-svid/2/no-other-headers":        {v("jku", header(func(h map[string]any) { h["jku"] = "https://example.org" }))},
 	"jwt-svid/2.1/algorithm":             {v("EdDSA", header(func(h map[string]any) { h["alg"] = "EdDSA" })), v("HS256", header(func(h map[string]any) { h["alg"] = "HS256" }))},
 	"jwt-svid/2.3/type":                  {v("another", header(func(h map[string]any) { h["typ"] = "at+jwt" }))},

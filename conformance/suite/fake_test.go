@@ -106,8 +106,10 @@ func newFake() *fake {
 		ids: []string{own + "/one", own + "/two", longest[:maxSPIFFEID-1] + "x"}, hints: []string{"internal", "external", ""},
 		headerCode: codes.InvalidArgument, reflects: true, changed: make(chan struct{}),
 		headerOK: func(v []string, _ string) bool { return len(v) == 1 && v[0] == "true" },
-		stranger: Probe{"FetchX509SVID": {"PermissionDenied", 0}, "FetchX509Bundles": {"PermissionDenied", 0},
-			"FetchJWTSVID": {"PermissionDenied", 0}, "FetchJWTBundles": {"PermissionDenied", 0}},
+		stranger: Probe{
+			"FetchX509SVID": {"PermissionDenied", 0}, "FetchX509Bundles": {"PermissionDenied", 0},
+			"FetchJWTSVID": {"PermissionDenied", 0}, "FetchJWTBundles": {"PermissionDenied", 0},
+		},
 	}
 }
 
@@ -143,16 +145,20 @@ func mustURL(s string) *url.URL {
 
 func (f *fake) makeAuthorities() {
 	template := func(name string) *x509.Certificate {
-		return &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: []*url.URL{mustURL(own)}}
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: []*url.URL{mustURL(own)},
+		}
 	}
 	f.ca = certify(change(f.authority, template("root")), nil, &f.caKey.PublicKey, f.caKey)
 	f.sub = certify(change(f.subCA, template("sub")), f.ca, &f.subKey.PublicKey, f.caKey)
 }
 
 func (f *fake) svid(i int, key *ecdsa.PrivateKey) *workload.X509SVID {
-	t := change(f.leaf, &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{mustURL(f.ids[i])}})
+	t := change(f.leaf, &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{mustURL(f.ids[i])},
+	})
 	leaf := certify(t, f.sub, &key.PublicKey, f.subKey)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

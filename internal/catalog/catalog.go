@@ -83,6 +83,7 @@ type Options struct {
 }
 
 func (o *Options) startTimeout() time.Duration { return cmp.Or(o.StartTimeout, DefaultStartTimeout) }
+
 func (o *Options) configureTimeout() time.Duration {
 	return cmp.Or(o.ConfigureTimeout, DefaultConfigureTimeout)
 }

@@ -54,12 +54,14 @@ func (s *Server) addNotifier(p *catalog.Plugin) error {
 		plugin: p,
 		send: func(ctx context.Context, b *plugintypes.Bundle) error {
 			_, err := client.Notify(ctx, &notifierv1.NotifyRequest{
-				Event: &notifierv1.NotifyRequest_BundleUpdated{BundleUpdated: &notifierv1.BundleUpdated{Bundle: b}}})
+				Event: &notifierv1.NotifyRequest_BundleUpdated{BundleUpdated: &notifierv1.BundleUpdated{Bundle: b}},
+			})
 			return err
 		},
 		advise: func(ctx context.Context, b *plugintypes.Bundle) error {
 			_, err := client.NotifyAndAdvise(ctx, &notifierv1.NotifyAndAdviseRequest{
-				Event: &notifierv1.NotifyAndAdviseRequest_BundleLoaded{BundleLoaded: &notifierv1.BundleLoaded{Bundle: b}}})
+				Event: &notifierv1.NotifyAndAdviseRequest_BundleLoaded{BundleLoaded: &notifierv1.BundleLoaded{Bundle: b}},
+			})
 			return err
 		},
 	})

@@ -92,10 +92,12 @@ func (c Composer) x509(ctx context.Context, r *svid.Request, own []string) error
 		got, err = c.Client.ComposeServerX509SVID(ctx, &composerv1.ComposeServerX509SVIDRequest{Attributes: attrs})
 	case svid.Agent:
 		got, err = c.Client.ComposeAgentX509SVID(ctx, &composerv1.ComposeAgentX509SVIDRequest{
-			Attributes: attrs, SpiffeId: r.ID.String(), PublicKey: r.SPKI})
+			Attributes: attrs, SpiffeId: r.ID.String(), PublicKey: r.SPKI,
+		})
 	default: // as SPIRE: what an administrator mints is a workload's
 		got, err = c.Client.ComposeWorkloadX509SVID(ctx, &composerv1.ComposeWorkloadX509SVIDRequest{
-			Attributes: attrs, SpiffeId: r.ID.String(), PublicKey: r.SPKI})
+			Attributes: attrs, SpiffeId: r.ID.String(), PublicKey: r.SPKI,
+		})
 	}
 	switch {
 	case status.Code(err) == codes.Unimplemented:
@@ -201,7 +203,8 @@ func (c Composer) jwt(ctx context.Context, r *svid.JWTRequest, begin, end time.T
 		return err
 	}
 	got, err := c.Client.ComposeWorkloadJWTSVID(ctx, &composerv1.ComposeWorkloadJWTSVIDRequest{
-		SpiffeId: r.ID.String(), Attributes: &composerv1.JWTSVIDAttributes{Claims: sent}})
+		SpiffeId: r.ID.String(), Attributes: &composerv1.JWTSVIDAttributes{Claims: sent},
+	})
 	switch {
 	case status.Code(err) == codes.Unimplemented:
 		return nil
