@@ -15,6 +15,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
 
 // says is a workload attestor that answers this.
@@ -74,7 +75,8 @@ func TestRefusesPluginBlocks(t *testing.T) {
 	}
 	off := config.Plugin{Type: "WorkloadAttestor", Name: "binary"}
 	for name, blocks := range map[string][]config.Plugin{
-		"unknown built-in":             {block("WorkloadAttestor", "unix", "")},
+		"unknown built-in":             {block("WorkloadAttestor", "docker", "")},
+		"unix as another type":         {block("NodeAttestor", "unix", "")},
 		"unknown type":                 {block("SVIDStore", "aws", "/x")},
 		"two node attestors":           {block("NodeAttestor", "tpmnode", ""), block("NodeAttestor", "x509pop", "/x")},
 		"binary off":                   {off},
@@ -102,7 +104,7 @@ func TestReloadTakesWhatIsRightAndKeepsTheRest(t *testing.T) {
 	var log strings.Builder
 	logger := slog.New(slog.NewTextHandler(&log, nil))
 	p := &Plugins{}
-	if err := p.loadWorkloadAttestor(t.Context(), testTD, config.Plugin{}, logger); err != nil {
+	if err := p.loadWorkloadAttestor(t.Context(), testTD, config.Plugin{}, binary.New(), logger); err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()

@@ -25,6 +25,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
 
 // running is an agent under test.
@@ -110,7 +111,7 @@ func startIn(t *testing.T, s *fakeServer, dir string, change ...func(*Config)) *
 	if p.NodeAttestor, err = l.AgentNodeAttestor(); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.loadWorkloadAttestor(ctx, testTD, config.Plugin{}, log); err != nil {
+	if err := p.loadWorkloadAttestor(ctx, testTD, config.Plugin{}, binary.New(), log); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

@@ -13,6 +13,7 @@ import (
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
+	"github.com/rootlink/rootlink/plugins/workloadattestor/unix"
 )
 
 // PluginConfig says which plugins the agent has and what they are configured
@@ -62,8 +63,8 @@ func (p *PluginConfig) Override(blocks []config.Plugin) error {
 			continue
 		case why != "":
 			return cli.Usage("", "line %d: %s %q: %s", b.Line, b.Type, b.Name, why)
-		case !builtIn && b.Cmd == "":
-			return cli.Usage(fmt.Sprintf("built in are NodeAttestor %q and WorkloadAttestor %q; plugin_cmd names the program of any other", wire.PluginName, binary.Name),
+		case !builtIn && b.Cmd == "" && !isUnix(b):
+			return cli.Usage(fmt.Sprintf("built in are NodeAttestor %q and WorkloadAttestors %q and %q; plugin_cmd names the program of any other", wire.PluginName, binary.Name, unix.Name),
 				"line %d: there is no plugin %s %q", b.Line, b.Type, b.Name)
 		}
 		switch {
@@ -86,6 +87,12 @@ func (p *PluginConfig) Override(blocks []config.Plugin) error {
 		}
 	}
 	return nil
+}
+
+// isUnix reports whether b is about the workload attestor that is built in and off
+// unless a block names it.
+func isUnix(b config.Plugin) bool {
+	return b.Type == workloadAttestorType && b.Name == unix.Name && b.Cmd == ""
 }
 
 func otherNodeAttestor(blocks []config.Plugin) bool {
@@ -117,7 +124,7 @@ func (p *PluginConfig) block(typ, name string) (config.Plugin, bool) {
 func (p *PluginConfig) programs() string {
 	var b strings.Builder
 	for _, x := range append([]config.Plugin{p.node, p.binary}, p.others...) {
-		if x.Cmd != "" {
+		if x.Cmd != "" || isUnix(x) {
 			fmt.Fprintf(&b, "%q %q %q %q %q\n", x.Type, x.Name, x.Cmd, x.Args, x.Checksum)
 		}
 	}

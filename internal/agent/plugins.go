@@ -24,6 +24,7 @@ import (
 	"github.com/rootlink/rootlink/plugins/tpmnode/nodeagent"
 	"github.com/rootlink/rootlink/plugins/tpmnode/wire"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
+	"github.com/rootlink/rootlink/plugins/workloadattestor/unix"
 )
 
 // Plugins are what the agent reaches the TPM and the workloads through.
@@ -54,11 +55,12 @@ func LoadPlugins(ctx context.Context, c PluginConfig, log *slog.Logger) (_ *Plug
 	}()
 	// The workload attestor first: that we lack a capability should not wait
 	// for a slow TPM.
-	if err := p.loadWorkloadAttestor(ctx, c.TrustDomain, c.binary, log); err != nil {
+	bin := binary.New()
+	if err := p.loadWorkloadAttestor(ctx, c.TrustDomain, c.binary, bin, log); err != nil {
 		return nil, hinted(err)
 	}
 	for _, b := range c.others {
-		l, err := p.load(ctx, b, nil, b.Data, c.TrustDomain, log)
+		l, err := p.load(ctx, b, otherBuiltIn(b, bin), b.Data, c.TrustDomain, log)
 		if err != nil {
 			return nil, hinted(err)
 		}
@@ -124,9 +126,8 @@ func (p *Plugins) load(ctx context.Context, block config.Plugin, b *catalog.Buil
 	return l, nil
 }
 
-func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain string, block config.Plugin, log *slog.Logger) error {
+func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain string, block config.Plugin, impl *binary.Plugin, log *slog.Logger) error {
 	block.Type, block.Name = workloadAttestorType, binary.Name
-	impl := binary.New()
 	l, err := p.load(ctx, block, &catalog.BuiltIn{
 		Plugin:   workloadattestorv1.WorkloadAttestorPluginServer(impl),
 		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl)},
@@ -135,6 +136,19 @@ func (p *Plugins) loadWorkloadAttestor(ctx context.Context, trustDomain string, 
 		p.WorkloadAttestor, err = l.WorkloadAttestor()
 	}
 	return err
+}
+
+// otherBuiltIn is the implementation that a block without a program means; nil
+// when there is none. It measures as bin does, and shares its cache.
+func otherBuiltIn(b config.Plugin, bin *binary.Plugin) *catalog.BuiltIn {
+	if !isUnix(b) {
+		return nil
+	}
+	impl := unix.New(bin.Measurer)
+	return &catalog.BuiltIn{
+		Plugin:   workloadattestorv1.WorkloadAttestorPluginServer(impl),
+		Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(impl)},
+	}
 }
 
 func (p *Plugins) loadNodeAttestor(ctx context.Context, c PluginConfig, log *slog.Logger) error {

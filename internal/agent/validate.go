@@ -40,7 +40,7 @@ func (p *PluginConfig) Validate(ctx context.Context, log *slog.Logger) (notes []
 			BuiltIn: &catalog.BuiltIn{Plugin: workloadattestorv1.WorkloadAttestorPluginServer(bin), Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(bin)}}}, binBlock.Data},
 	}
 	for _, b := range p.others {
-		all = append(all, one{catalog.Config{Type: b.Type, Name: b.Name, Cmd: b.Cmd, Args: b.Args, Checksum: b.Checksum, DataFile: b.DataFile}, b.Data})
+		all = append(all, one{catalog.Config{Type: b.Type, Name: b.Name, Cmd: b.Cmd, Args: b.Args, Checksum: b.Checksum, DataFile: b.DataFile, BuiltIn: otherBuiltIn(b, bin)}, b.Data})
 	}
 	o := catalog.Options{TrustDomain: p.TrustDomain, Log: log, HostServices: []pluginsdk.ServiceServer{catalog.Metrics(nil)}}
 	var errs []error

@@ -153,7 +153,7 @@ func (m *Measurer) Measure(ctx context.Context, pid int) (*Measurement, error) {
 	}
 	out := &Measurement{
 		PID: pid, StartTime: before.startTime, UID: status.euid, GID: status.egid,
-		Dev: id.dev, Inode: id.ino, SHA256: sum, id: id,
+		Dev: id.dev, Inode: id.ino, Size: id.size, SHA256: sum, id: id,
 	}
 	if out.Path, err = visiblePath(pid); err != nil {
 		return nil, err

@@ -87,6 +87,7 @@ type Measurement struct {
 	StartTime    uint64
 	UID, GID     uint32 // effective
 	Dev, Inode   uint64
+	Size         int64 // of the executable, in bytes
 	SHA256       [32]byte
 	Path         string    // only when caller and agent share user and mount namespaces
 	ParentSHA256 *[32]byte // nil when the parent could not be measured
