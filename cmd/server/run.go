@@ -30,6 +30,7 @@ import (
 // keys of server {} in the configuration file.
 type runFlags struct {
 	plugins []catalog.Config // external ones, of the file
+	running map[string]runningFlag
 
 	config, logLevel, logFormat                             string
 	expandEnv                                               bool
@@ -160,23 +161,29 @@ func (f *runFlags) settings(c *cobra.Command, at *location) (server.Config, erro
 }
 
 func (f *runFlags) readConfig(c *cobra.Command) error {
+	f.remember(c.Flags())
 	if f.config != "" {
 		file, err := config.Load(f.config, f.expandEnv)
 		if err != nil {
 			return err
 		}
-		if err := file.Apply("server", c.Flags()); err != nil {
-			return err
-		}
-		if err := file.ApplyPlugins(c.Flags(), map[string][]string{"NodeAttestor tpmnode": pluginKeys}); err != nil {
+		if err := applyFile(file, c.Flags()); err != nil {
 			return err
 		}
 		f.plugins = externalPlugins(file)
 	}
+	f.settle(c.Flags())
 	if f.trustDomain == "" {
 		return cli.Usage("such as --trust-domain example.org", "no trust domain")
 	}
 	return nil
+}
+
+func applyFile(file *config.File, fs *pflag.FlagSet) error {
+	if err := file.Apply("server", fs); err != nil {
+		return err
+	}
+	return file.ApplyPlugins(fs, map[string][]string{"NodeAttestor tpmnode": pluginKeys})
 }
 
 func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, error) {

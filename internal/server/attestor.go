@@ -49,7 +49,7 @@ func (s *Server) loadAttestor(ctx context.Context) error {
 	})
 	impl, services := s.nodeserver.Servers()
 	p, err := catalog.Load(ctx, catalog.Config{
-		Type: nodeAttestorType, Name: wire.PluginName, Data: s.attestorConfig(),
+		Type: nodeAttestorType, Name: wire.PluginName, Data: s.attestorConfig(s.ekTrust()),
 		BuiltIn: &catalog.BuiltIn{Plugin: impl, Services: services},
 	}, catalog.Options{TrustDomain: s.cfg.TrustDomain, Log: s.cfg.Log})
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Server) checkAttestor(ctx context.Context) error {
 		return err
 	}
 	defer plugin.Close()
-	_, err = plugin.Validate(ctx, s.attestorConfig()+s.stateConfig())
+	_, err = plugin.Validate(ctx, s.attestorConfig(s.ekTrust())+s.stateConfig())
 	if invalid, ok := errors.AsType[*catalog.InvalidConfigError](err); ok {
 		return invalid.Refusal()
 	}
@@ -92,8 +92,33 @@ func (s *Server) stateConfig() string {
 	return fmt.Sprintf("data_dir = %q\n", s.cfg.DataDir)
 }
 
+// EKTrust names the files that say which endorsement keys are genuine.
+type EKTrust struct {
+	Roots       []string // PEM files, or directories of them
+	Allow, Deny string   // files of hashes; "" is none
+}
+
+func (s *Server) ekTrust() EKTrust { return EKTrust{s.cfg.EKRoots, s.cfg.EKAllow, s.cfg.EKDeny} }
+
+// ReloadEKTrust reads EK roots anew, from these files from now on. What cannot be
+// taken is logged and leaves in force what was.
+func (s *Server) ReloadEKTrust(ctx context.Context, t EKTrust) {
+	a := s.attestors[wire.PluginName]
+	if a == nil || !a.builtIn {
+		if len(t.Roots) != 0 || t.Allow != "" {
+			s.cfg.Log.Warn("the built-in node attestor is loaded when the server is started again")
+		}
+		return
+	}
+	if err := a.plugin.Configure(ctx, s.attestorConfig(t)); err != nil {
+		s.cfg.Log.Error("EK roots and lists not taken; the node attestor keeps what it has", "error", err, "hint", catalog.Hint(err))
+		return
+	}
+	s.cfg.Log.Info("EK roots and lists taken", "ek_roots", t.Roots, "ek_allow", t.Allow, "ek_deny", t.Deny)
+}
+
 // attestorConfig is plugin_data as an operator would write it.
-func (s *Server) attestorConfig() string {
+func (s *Server) attestorConfig(t EKTrust) string {
 	var b strings.Builder
 	list := func(key string, values []string) {
 		quoted := make([]string, len(values))
@@ -107,11 +132,11 @@ func (s *Server) attestorConfig() string {
 			fmt.Fprintf(&b, "%s = %s\n", key, strconv.Quote(value))
 		}
 	}
-	if len(s.cfg.EKRoots) > 0 {
-		list("ek_roots", s.cfg.EKRoots)
+	if len(t.Roots) > 0 {
+		list("ek_roots", t.Roots)
 	}
-	text("ek_allow", s.cfg.EKAllow)
-	text("ek_deny", s.cfg.EKDeny)
+	text("ek_allow", t.Allow)
+	text("ek_deny", t.Deny)
 	text("pcrs", attest.FormatPCRs(s.cfg.QuotePCRs))
 	text("pcr_selectors", attest.FormatPCRs(s.cfg.PCRSelectors))
 	text("round_timeout", s.cfg.RoundTimeout.String())
