@@ -3,9 +3,11 @@ package attest
 import (
 	"crypto/x509/pkix"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -124,6 +126,40 @@ func TestRefusesMalformedParents(t *testing.T) {
 		if _, err := ParseParent(good[:n]); !errors.Is(err, ErrRecord) {
 			t.Fatalf("first %d bytes: %v", n, err)
 		}
+	}
+	// Fields of another length than what they are copied into.
+	for name, edit := range map[string]func(*wireParent){
+		"short agent key": func(w *wireParent) { w.AgentKey = w.AgentKey[:31] },
+		"no agent key":    func(w *wireParent) { w.AgentKey = nil },
+		"long agent key":  func(w *wireParent) { w.AgentKey = append(slices.Clone(w.AgentKey), 0) },
+		"short nonce":     func(w *wireParent) { w.Nonce = w.Nonce[:31] },
+		"long nonce":      func(w *wireParent) { w.Nonce = append(slices.Clone(w.Nonce), 0) },
+		"no time":         func(w *wireParent) { w.AttestedAt = 0 },
+		"far time":        func(w *wireParent) { w.AttestedAt = 1 << 63 },
+		"version":         func(w *wireParent) { w.Version++ },
+	} {
+		w, err := testParent().wire()
+		if err != nil {
+			t.Fatal(err)
+		}
+		edit(w)
+		mode, err := cbor.CoreDetEncOptions().EncMode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := mode.Marshal(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ParseParent(b); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A record that says the same in another encoding: its keys in another order.
+	if b := slices.Concat(good[:1], good[3:], good[1:3]); good[1] != 1 || good[2] != 1 {
+		t.Fatal("the record does not begin with its version")
+	} else if _, err := ParseParent(b); !errors.Is(err, ErrRecord) {
+		t.Errorf("keys out of order: %v", err)
 	}
 	if _, err := ParseParent(append(good, 0)); !errors.Is(err, ErrRecord) {
 		t.Error("bytes after the record")

@@ -2,6 +2,11 @@ package attest_test
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -160,6 +165,10 @@ func TestRefusesDetachedEvidence(t *testing.T) {
 		"agent is a CA": {world: agent(func(c *x509.Certificate) {
 			c.IsCA, c.KeyUsage = true, c.KeyUsage|x509.KeyUsageCertSign
 		}), check: "agent_svid.profile", want: attest.ErrAgentSVID},
+		"agent that says it is a CA": {world: agent(func(c *x509.Certificate) { c.IsCA = true }), check: "agent_svid.profile", want: attest.ErrAgentSVID},
+		"agent that may sign certificates": {world: agent(func(c *x509.Certificate) {
+			c.KeyUsage |= x509.KeyUsageCRLSign
+		}), check: "agent_svid.profile", want: attest.ErrAgentSVID},
 		"agent without digitalSignature":           {world: agent(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }), check: "agent_svid.profile", want: attest.ErrAgentSVID},
 		"agent with an unknown critical extension": {world: agent(unknownCritical), check: "agent_svid.profile", want: attest.ErrAgentSVID},
 
@@ -293,5 +302,31 @@ func TestRefusesLeafEvidenceOfAnotherBoot(t *testing.T) {
 	w.Statement = func(s *attest.AKStatement) { s.Boot = nil }
 	if _, _, err := attest.Verify(w.Make(t), w.Binding(), w.Options()); err != nil {
 		t.Errorf("an older AK certificate: %v", err)
+	}
+}
+
+// Neither is an SVID of ours, whose signature could be checked here.
+func TestRefusesDetachedRecordOfAnotherKindOfKey(t *testing.T) {
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ed, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]crypto.PublicKey{"P-224": p224.Public(), "Ed25519": ed} {
+		w := forge.NewWorld(t)
+		plain := w.Plain(t)
+		d := w.Detach(t, plain)
+		b := w.DetachedBinding(forge.Sign(t, plain, w.Authority, key, w.AuthorityKey()))
+		if k, ok := key.(*ecdsa.PublicKey); ok && k.Curve == elliptic.P224() {
+			forge.SignDetached(t, d, b.SVID, p224)
+		}
+		v, report, err := attest.VerifyDetached(d, b, w.Options())
+		mustFail(t, v, report, err, "detached.signature")
+		if !errors.Is(err, attest.ErrDetachedSignature) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

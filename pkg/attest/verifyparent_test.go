@@ -88,6 +88,11 @@ func TestRefusesBadParents(t *testing.T) {
 		}, "quote.boot", attest.ErrBoot},
 		"attested after the SVID began": {func(s *scene) { s.b.SVIDNotBefore = s.w.Now.Add(-time.Minute) }, "parent.time", attest.ErrTime},
 		"signed before the SVID began":  {func(s *scene) { s.b.At = s.b.SVIDNotBefore.Add(-time.Second) }, "parent.time", attest.ErrTime},
+		"signed before the SVID began, after the node attested": {func(s *scene) {
+			s.b.SVIDNotBefore = s.w.Now.Add(time.Minute)
+			s.b.At = s.w.Now.Add(time.Minute - time.Second)
+		}, "parent.time", attest.ErrTime},
+		"signed before the node attested, in the backdated SVID": {func(s *scene) { s.b.At = s.w.Now.Add(-time.Second) }, "parent.time", attest.ErrTime},
 		// The AK certificate began a minute before the attestation and lives a day.
 		"signed after the AK certificate": {func(s *scene) { s.b.At = s.w.Now.Add(24 * time.Hour) }, "parent.time", attest.ErrAKCertTime},
 		"stale": {func(s *scene) {
