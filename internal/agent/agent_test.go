@@ -278,11 +278,12 @@ func TestOwnAttestationIsNoRival(t *testing.T) {
 }
 
 func TestBannedExits(t *testing.T) {
-	for _, when := range []string{"before it attests", "while it runs"} {
+	for _, when := range []string{"before it attests", "before it attests to a stock server", "while it runs"} {
 		t.Run(when, func(t *testing.T) {
 			s := newFakeServer(t)
+			s.stock = strings.Contains(when, "stock")
 			s.start()
-			if when == "before it attests" {
+			if when != "while it runs" {
 				s.banned = true
 			}
 			r := startAgent(t, s)

@@ -301,6 +301,8 @@ func (s *fakeServer) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.banned && s.stock:
+		return status.Error(codes.PermissionDenied, "failed to attest: agent is banned")
 	case s.banned:
 		return denied(types.PermissionDeniedDetails_AGENT_BANNED)
 	case s.noAttest:

@@ -73,7 +73,7 @@ func (n *Node) attestOnce(ctx context.Context) (*Session, error) {
 	defer conn.Close()
 	svid, err := n.attestOn(ctx, conn, csr, keyHash)
 	if err != nil {
-		if reason, ok := denial(err); ok && reason == types.PermissionDeniedDetails_AGENT_BANNED {
+		if bannedAtAttestation(err) {
 			return nil, fmt.Errorf("%w: %w", ErrBanned, err)
 		}
 		// gRPC turns a refused handshake into text; the fault we noted is typed.

@@ -107,6 +107,20 @@ func denial(err error) (types.PermissionDeniedDetails_Reason, bool) {
 	return 0, false
 }
 
+// stockBanned is what SPIRE's server says to a banned agent that attests: there,
+// unlike on any later call, its answer has no details, and the code alone is that
+// of every other refusal, which an agent tries again.
+const stockBanned = "failed to attest: agent is banned"
+
+// bannedAtAttestation says whether an attestation was refused because of a ban.
+func bannedAtAttestation(err error) bool {
+	if reason, ok := denial(err); ok {
+		return reason == types.PermissionDeniedDetails_AGENT_BANNED
+	}
+	var e *callError
+	return errors.As(err, &e) && status.Code(e.err) == codes.PermissionDenied && e.message == stockBanned
+}
+
 // callError is a failed call for somebody who reads a log: without the prefix
 // of gRPC, and with what to do.
 type callError struct {
