@@ -7,12 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -86,15 +87,18 @@ func (v *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 		n++
 	}
 	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, n)
-	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, p := range req.Params[:n] {
-		g.Go(func() error {
-			results[i] = v.s.result(ctx, in, p)
-			return nil
+	// Few goroutines for many items: what certificates are made with needs a deep
+	// stack, which each new goroutine grows, and copies, anew.
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				results[i] = v.s.result(ctx, in, req.Params[i])
+			}
 		})
 	}
-	g.Wait() // no item fails the call
+	wg.Wait()
 	return &svidv1.BatchNewX509SVIDResponse{Results: results}, nil
 }
 

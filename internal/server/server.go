@@ -238,6 +238,8 @@ func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	remote := grpc.NewServer(append(s.interceptors(false),
+		workers(),
+		grpc.ReadBufferSize(readBuffer),
 		grpc.Creds(connCredentials{credentials.NewTLS(s.tlsConfig())}),
 		grpc.InTapHandle(s.tap),
 		grpc.ForceServerCodecV2(boundcodec.New(maxRequestFields)),
@@ -247,7 +249,7 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)...)
-	local := grpc.NewServer(s.interceptors(true)...)
+	local := grpc.NewServer(append(s.interceptors(true), workers())...)
 	s.register(remote)
 	s.register(local)
 	for _, f := range s.cfg.AdminServices {

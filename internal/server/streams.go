@@ -4,9 +4,11 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -34,7 +36,17 @@ const (
 	// itself gRPC lets it grow to megabytes.
 	window     = 256 << 10
 	connWindow = 1 << 20
+
+	// readBuffer is a connection's for as long as it is open, on top of the
+	// record that TLS holds. The requests of a sync fit.
+	readBuffer = 4 << 10
 )
+
+// workers take one call after another. A goroutine of its own for every call
+// grows its stack, and copies it, each time that a certificate is made.
+func workers() grpc.ServerOption {
+	return grpc.NumStreamWorkers(uint32(4 * runtime.GOMAXPROCS(0)))
+}
 
 // openCalls counts the calls that are open.
 type openCalls struct {
