@@ -180,6 +180,15 @@ func TestRefusesAProgramThatOthersCanReplace(t *testing.T) {
 	if _, err := Load(t.Context(), o.config, o.opts); !errors.Is(err, ErrOpenProgram) {
 		t.Errorf("got %v", err)
 	}
+	if err := os.Chmod(o.config.Cmd, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(o.config.Cmd), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(t.Context(), o.config, o.opts); !errors.Is(err, ErrOpenProgram) {
+		t.Errorf("in a directory of all: got %v", err)
+	}
 	o.config.Checksum = sum // which makes it no matter
 	o.load()
 }

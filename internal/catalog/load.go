@@ -76,7 +76,7 @@ func Hint(err error) string {
 	case errors.Is(err, ErrChecksum):
 		return "if the program was replaced on purpose, pin the new one: plugin_checksum is what sha256sum prints"
 	case errors.Is(err, ErrOpenProgram):
-		return "chmod o-w it and have root or the daemon's user own it, or pin it with plugin_checksum"
+		return "chmod o-w it and its directory and have root or the daemon's user own it, or pin it with plugin_checksum"
 	}
 	return ""
 }

@@ -95,10 +95,20 @@ func (p *program) check() error {
 		}
 		return nil
 	}
-	if owner := st.Sys().(*syscall.Stat_t).Uid; st.Mode().Perm()&0o002 != 0 || owner != 0 && int(owner) != os.Geteuid() {
+	// Who can rename in its directory replaces it as well as who can write to it.
+	dir, err := os.Stat(filepath.Dir(p.path))
+	if err != nil {
+		return err
+	}
+	if othersCanChange(st) || othersCanChange(dir) && dir.Mode()&os.ModeSticky == 0 {
 		return ErrOpenProgram
 	}
 	return nil
+}
+
+func othersCanChange(st os.FileInfo) bool {
+	owner := st.Sys().(*syscall.Stat_t).Uid
+	return st.Mode().Perm()&0o002 != 0 || owner != 0 && int(owner) != os.Geteuid()
 }
 
 func (p *program) hash() (sum [sha256.Size]byte, err error) {

@@ -96,6 +96,10 @@ func read(path string, expand bool, hint string) ([]byte, error) {
 	if err != nil {
 		return nil, cli.Fail(cli.ExitInternal, err, hint)
 	}
+	// It names programs that run as our user (plugin_cmd), and whom to trust.
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o002 != 0 {
+		return nil, cli.Fail(cli.ExitInternal, fmt.Errorf("%s is writable for every user", path), "chmod o-w "+path)
+	}
 	if expand {
 		return Expand(path, b, os.LookupEnv)
 	}

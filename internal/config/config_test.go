@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -192,4 +193,21 @@ func FuzzParse(f *testing.F) {
 			_ = c.Apply("server", flagSet(&values{}))
 		}
 	})
+}
+
+// Whoever can write it names a program that runs as the daemon.
+func TestRefusesFileThatAllCanWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.conf")
+	if err := os.WriteFile(path, []byte("server {}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o646); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path, false); err == nil || !strings.Contains(err.Error(), "writable for every user") {
+		t.Fatal(err)
+	}
 }

@@ -122,7 +122,7 @@ func TestRefusesSectionsThatDoNothing(t *testing.T) {
 }
 
 func TestExpand(t *testing.T) {
-	env := map[string]string{"PORT": "9081", "DIR": "/srv/a b", "EVIL": "x\"\n join = \"y", "NESTED": "${PORT}", "EMPTY": ""}
+	env := map[string]string{"PORT": "9081", "DIR": "/srv/a b", "EVIL": "x\"\n join = \"y", "NESTED": "${PORT}", "EMPTY": "", "MORE": "9081 join = true", "REST": "9081#"}
 	lookup := func(name string) (string, bool) { v, ok := env[name]; return v, ok }
 	for _, tt := range []struct{ name, in, want, err string }{
 		{"both forms", `a = "$DIR/x" b = ${PORT}`, `a = "/srv/a b/x" b = 9081`, ""},
@@ -131,6 +131,11 @@ func TestExpand(t *testing.T) {
 		{"a comment", "# $OTHER\na = 1 // ${OTHER}\n", "# $OTHER\na = 1 // ${OTHER}\n", ""},
 		{"no comment inside quotes", `a = "http://$PORT"`, `a = "http://9081"`, ""},
 		{"a value that ends its string", `a = "$EVIL"`, "", "x.conf:1: the value of EVIL"},
+		{"between quotes it is one value", `a = "$MORE"`, `a = "9081 join = true"`, ""},
+		{"after an escaped quote too", `a = "\"$MORE"`, `a = "\"9081 join = true"`, ""},
+		{"a value that brings its own key", `a = $MORE`, "", "x.conf:1: the value of MORE"},
+		{"after a string", `a = "x" b = $MORE`, "", "x.conf:1: the value of MORE"},
+		{"a value that makes the rest a comment", `a = $REST b = 1`, "", "x.conf:1: the value of REST"},
 		{"a value that would be expanded later", `a = "$NESTED"`, "", "x.conf:1: the value of NESTED"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
