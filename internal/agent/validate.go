@@ -34,10 +34,14 @@ func (p *PluginConfig) Validate(ctx context.Context, log *slog.Logger) (notes []
 		return nil, err
 	}
 	all := []one{
-		{catalog.Config{Type: nodeBlock.Type, Name: nodeBlock.Name, Cmd: nodeBlock.Cmd, Args: nodeBlock.Args, Checksum: nodeBlock.Checksum, DataFile: nodeBlock.DataFile,
-			BuiltIn: &catalog.BuiltIn{Plugin: nodePlugin, Services: nodeServices}}, hcl},
-		{catalog.Config{Type: binBlock.Type, Name: binBlock.Name, Cmd: binBlock.Cmd, Args: binBlock.Args, Checksum: binBlock.Checksum, DataFile: binBlock.DataFile,
-			BuiltIn: &catalog.BuiltIn{Plugin: workloadattestorv1.WorkloadAttestorPluginServer(bin), Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(bin)}}}, binBlock.Data},
+		{catalog.Config{
+			Type: nodeBlock.Type, Name: nodeBlock.Name, Cmd: nodeBlock.Cmd, Args: nodeBlock.Args, Checksum: nodeBlock.Checksum, DataFile: nodeBlock.DataFile,
+			BuiltIn: &catalog.BuiltIn{Plugin: nodePlugin, Services: nodeServices},
+		}, hcl},
+		{catalog.Config{
+			Type: binBlock.Type, Name: binBlock.Name, Cmd: binBlock.Cmd, Args: binBlock.Args, Checksum: binBlock.Checksum, DataFile: binBlock.DataFile,
+			BuiltIn: &catalog.BuiltIn{Plugin: workloadattestorv1.WorkloadAttestorPluginServer(bin), Services: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(bin)}},
+		}, binBlock.Data},
 	}
 	for _, b := range p.others {
 		all = append(all, one{catalog.Config{Type: b.Type, Name: b.Name, Cmd: b.Cmd, Args: b.Args, Checksum: b.Checksum, DataFile: b.DataFile, BuiltIn: otherBuiltIn(b, bin)}, b.Data})

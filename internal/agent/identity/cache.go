@@ -150,18 +150,24 @@ func (c *cache) fly(key cacheKey, sl *slot, f *flight, e *Entry, s measured.Subj
 
 // shrink makes room for one more. c.mu is held.
 func (c *cache) shrink() {
-	for len(c.slots) >= maxCached {
-		var oldest cacheKey
+	makeRoom(c.slots, maxCached, func(sl *slot) (time.Time, bool) { return sl.used, sl.flight != nil })
+}
+
+// makeRoom drops what was not used for longest until there are fewer than most.
+// What is being issued stays: its callers bound it.
+func makeRoom[K comparable, S any](slots map[K]S, most int, state func(S) (used time.Time, busy bool)) {
+	for len(slots) >= most {
+		var oldest K
 		var at time.Time
-		for k, sl := range c.slots {
-			if sl.flight == nil && (at.IsZero() || sl.used.Before(at)) {
-				oldest, at = k, sl.used
+		for k, s := range slots {
+			if used, busy := state(s); !busy && (at.IsZero() || used.Before(at)) {
+				oldest, at = k, used
 			}
 		}
 		if at.IsZero() {
-			return // all are being issued; they are bounded by the callers
+			return
 		}
-		delete(c.slots, oldest)
+		delete(slots, oldest)
 	}
 }
 

@@ -213,19 +213,7 @@ func (i *Issuer) newJWT(ctx context.Context, e *Entry, audience []string) (*JWT,
 
 // shrink makes room for one more. jwtCache.mu is held.
 func (of *jwtEntry) shrink() {
-	for len(of.slots) >= maxJWTs {
-		var oldest string
-		var at time.Time
-		for k, sl := range of.slots {
-			if sl.flight == nil && (at.IsZero() || sl.used.Before(at)) {
-				oldest, at = k, sl.used
-			}
-		}
-		if at.IsZero() {
-			return // all are being issued; they are bounded by the callers
-		}
-		delete(of.slots, oldest)
-	}
+	makeRoom(of.slots, maxJWTs, func(sl *jwtSlot) (time.Time, bool) { return sl.used, sl.flight != nil })
 }
 
 // prune drops what is kept for entries that are gone or changed. A flight keeps
