@@ -246,6 +246,23 @@ func TestWorkloadAPISection46FederatedBundlesAreKeyedByTrustDomain(t *testing.T)
 	}
 }
 
+// An entry that comes between two looks at the bundles is not served without the
+// bundle that it names: the first message has the full set, too.
+func TestWorkloadAPISection43NewEntryComesWithItsFederatedBundle(t *testing.T) {
+	s := newFakeServer(t)
+	s.start()
+	r := startAgent(t, s, func(c *Config) { c.SyncInterval = time.Hour })
+	r.waitReady()
+	foreign := s.federate(s.addEntry("/mine", selfHash(t)), "one.test")
+	_, resp, err := r.fetch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !sameBundles(resp.FederatedBundles, foreign) {
+		t.Errorf("federated bundles of %d trust domains", len(resp.FederatedBundles))
+	}
+}
+
 func TestWorkloadAPISection521MandatoryFields(t *testing.T) {
 	s, r := served(t)
 	s.addEntry("/second", selfHash(t))

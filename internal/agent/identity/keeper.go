@@ -214,7 +214,9 @@ func (k *Keeper) sync(ctx context.Context) error {
 	if old != nil {
 		next.Federated = old.Federated
 	}
-	if slow || next.Federated == nil {
+	// An entry that names another trust domain is not published without its
+	// bundle: the message would not be the full set.
+	if slow || next.Federated == nil || !slices.Equal(federatesWith(old.Entries), federatesWith(next.Entries)) {
 		if next.Federated, err = k.federated(ctx, next.Entries); err != nil {
 			return err
 		}
@@ -226,6 +228,18 @@ func (k *Keeper) sync(ctx context.Context) error {
 	}
 	k.publish(next)
 	return nil
+}
+
+// federatesWith are the trust domains that entries name, each once and in order.
+func federatesWith(entries []*Entry) []string {
+	var names []string
+	for _, e := range entries {
+		for _, td := range e.FederatesWith {
+			names = append(names, td.Name())
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // federated fetches the bundles of the other trust domains that entries name.
