@@ -87,6 +87,9 @@ func bundleDocument(b *types.Bundle, certs []*x509.Certificate) ([]byte, error) 
 		}
 	}
 	sb.SetSequenceNumber(b.SequenceNumber)
+	if b.RefreshHint > 0 {
+		sb.SetRefreshHint(time.Duration(b.RefreshHint) * time.Second)
+	}
 	return sb.Marshal()
 }
 
