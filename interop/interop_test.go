@@ -23,12 +23,15 @@ func TestMain(m *testing.M) {
 	story.Main(m, ".", map[string]string{
 		"witness":  "./witness",
 		"sigstore": "./sigstore",
+
+		"spiffe-conformance": "github.com/rootlink/rootlink/conformance/cmd/spiffe-conformance",
 	}, func(p story.Programs) { programs = p })
 }
 
 func TestPeers(t *testing.T) {
 	commands := spireCommands()
 	commands["page"] = cmdPage
+	commands["deviations"] = cmdDeviations
 	maps.Copy(commands, spireCLICommands())
 	programs.Run(t, "testdata/*.txt", commands)
 }

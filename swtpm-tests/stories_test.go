@@ -15,7 +15,8 @@ var programs story.Programs
 func TestMain(m *testing.M) {
 	story.Main(m, "..", map[string]string{
 		"resign": "./examples/resign", "borrow": "./swtpm-tests/borrow",
-		"rootlink-tpmnode": "./plugins/tpmnode", "rootlink-workloadattestor": "./plugins/workloadattestor",
+		"spiffe-conformance": "./conformance/cmd/spiffe-conformance",
+		"rootlink-tpmnode":   "./plugins/tpmnode", "rootlink-workloadattestor": "./plugins/workloadattestor",
 	}, func(p story.Programs) { programs = p })
 }
 

@@ -280,6 +280,8 @@ var variants = map[string][]variant{
 	"jwt-svid/3.3/expiration":            {v("none", claims(without("exp"))), v("text", claims(func(c map[string]any) { c["exp"] = "tomorrow" }))},
 
 	"jwt-svid/1/json-serialization-refused":   {v("any JSON", accepts(func(t string, _, _ map[string]any) bool { return strings.HasPrefix(t, "{") })), v("the general form", accepts(func(t string, _, _ map[string]any) bool { return strings.Contains(t, "signatures") }))},
+	"jwt-svid/2/other-headers-refused":        {v("accepted", accepts(func(_ string, h, _ map[string]any) bool { return h["x-conformance"] != nil }))},
+	"jwt-svid/2.3/other-type-refused":         {v("accepted", accepts(func(_ string, h, _ map[string]any) bool { return h["typ"] == "at+jwt" }))},
 	"jwt-svid/2.1/alg-none-refused":           {v("none", accepts(func(_ string, h, _ map[string]any) bool { return h["alg"] == "none" })), v("NONE", accepts(func(_ string, h, _ map[string]any) bool { return h["alg"] == "NONE" }))},
 	"jwt-svid/2.1/symmetric-alg-refused":      {v("the public key", knownToAll)},
 	"jwt-svid/3.2/other-audience-refused":     {v("any", accepts(anySignature))},
@@ -356,8 +358,6 @@ var advice = map[string][]variant{
 	"bundle/4.1.2/refresh-hint-set":                       {v("absent", func(f *fake) { f.document = func(_ int, d map[string]any) { delete(d, "spiffe_refresh_hint") } })},
 	"bundle/4.1/no-other-members":                         {v("one", func(f *fake) { f.document = func(_ int, d map[string]any) { d["issuer"] = "x" } })},
 	"bundle/4.2/no-other-members":                         {v("one", doc(1, func(_ *fake, k map[string]any) { k["nbf"] = 1 }))},
-	"jwt-svid/2/other-headers-refused":                    {v("accepted", accepts(func(_ string, h, _ map[string]any) bool { return h["x-conformance"] != nil }))},
-	"jwt-svid/2.3/other-type-refused":                     {v("accepted", accepts(func(_ string, h, _ map[string]any) bool { return h["typ"] == "at+jwt" }))},
 	"bundle/4/same-as-served":                             {v("not in it", func(f *fake) { f.x509msg = func(m *workload.X509SVIDResponse) { m.Svids[0].Bundle = f.sub.Raw } })},
 	"x509-svid/6.1/self-signed":                           {v("it is not", func(f *fake) { f.document = func(_ int, d map[string]any) { d["keys"].([]any)[0] = jwkOf(f.sub) } })},
 }

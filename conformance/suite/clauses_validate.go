@@ -167,8 +167,8 @@ func validateClauses() []Clause {
 			claims["exp"] = time.Now().Add(-time.Hour).Unix()
 		})},
 		{"jwt-svid/3.1/without-subject-refused", Must, "a token whose sub is no SPIFFE ID is refused", really(func(_, claims map[string]any) { claims["sub"] = "https://conformance.invalid/workload" })},
-		{"jwt-svid/2/other-headers-refused", Should, "a token with another header is refused", really(func(header, _ map[string]any) { header["x-conformance"] = "1" })},
-		{"jwt-svid/2.3/other-type-refused", Should, "a token of another typ is refused", really(func(header, _ map[string]any) { header["typ"] = "at+jwt" })},
+		{"jwt-svid/2/other-headers-refused", Must, "a token with another header is refused", really(func(header, _ map[string]any) { header["x-conformance"] = "1" })},
+		{"jwt-svid/2.3/other-type-refused", Must, "a token of another typ is refused", really(func(header, _ map[string]any) { header["typ"] = "at+jwt" })},
 		{"jwt-svid/4/changed-claims-refused", Must, "a token whose claims were changed is refused", fromGood(func(r *run, p []string, t token) (string, map[string]string, error) {
 			claims := maps.Clone(t.claims)
 			claims["aud"] = []string{r.Audience + "-third"}
