@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/rootlink/rootlink/pkg/link"
@@ -88,5 +89,64 @@ func TestRefusesParentEvidenceWhereALayoutWantsPrograms(t *testing.T) {
 			a.demand(s.build())
 			s.refuses(t, a.check, link.ErrPolicy, link.ErrPolicy)
 		})
+	}
+}
+
+// Each kind of evidence is said to prove what it proves, in the text for people
+// too, when a pipeline has several.
+func TestEachKindOfEvidenceIsToldApartInText(t *testing.T) {
+	const committed, nonce, svid, nothing = "committed to exactly that statement", "after the nonce", "after the SVID began", "committed to no statement, key or program"
+	for name, a := range map[string]struct {
+		plain, parent []int
+		says, never   []string
+	}{
+		"leaf":     {says: []string{committed, nonce}, never: []string{svid, nothing, "PARENT", "DETACHED"}},
+		"detached": {plain: []int{0, 1, 2}, says: []string{committed, svid, "(detached evidence)", "SOFTWARE TPM"}, never: []string{nonce, nothing, "PARENT"}},
+		"parent": {parent: []int{0, 1, 2}, says: []string{nothing, "PARENT EVIDENCE ONLY", "SOFTWARE TPM", "no tool or recorder was measured", builder},
+			never: []string{committed, nonce, svid, "NOT PROVED", "DETACHED"}},
+		"all": {plain: []int{1}, parent: []int{2}, says: []string{"for 1 link of 3\n", "for 1 link of 3 by detached evidence\n", "for 1 link of 3 by parent evidence\n", nothing, nonce, svid, "PARENT EVIDENCE ONLY"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			r := &s.file.Requirements[0]
+			r.Evidence, r.Tools, r.Recorders, r.UnprotectedRecorders = link.EvidenceParent, []string{link.AnyHash}, nil, []string{link.AnyHash}
+			for _, i := range a.plain {
+				s.links[i].plain = true
+			}
+			for _, i := range a.parent {
+				s.links[i].parent = true
+			}
+			text := s.accepts(t).Text()
+			for _, w := range a.says {
+				if !strings.Contains(text, w) {
+					t.Errorf("the text lacks %q", w)
+				}
+			}
+			for _, w := range a.never {
+				if strings.Contains(text, w) {
+					t.Errorf("the text says %q", w)
+				}
+			}
+			if t.Failed() {
+				t.Log(text)
+			}
+		})
+	}
+}
+
+// One machine, two kinds of evidence: what is drawn under the one does not hold
+// of the other.
+func TestOneMachineIsDrawnForEachKindOfEvidence(t *testing.T) {
+	s := newScene(t)
+	r := &s.file.Requirements[0]
+	r.Evidence, r.Tools, r.Recorders, r.UnprotectedRecorders = link.EvidenceParent, []string{link.AnyHash}, nil, []string{link.AnyHash}
+	s.build().DistinctHosts = false
+	for _, m := range s.links {
+		m.tpm = s.tpms[0]
+	}
+	s.links[0].parent = true
+	text := s.accepts(t).Text()
+	if n := strings.Count(text, "of the agent's node, PARENT EVIDENCE"); n != 1 || strings.Count(text, "quote of ") != 2 {
+		t.Errorf("drawn wrongly:\n%s", text)
 	}
 }

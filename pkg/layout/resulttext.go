@@ -71,6 +71,9 @@ func (r *Result) headline() string {
 	if software {
 		head += "  SOFTWARE TPM"
 	}
+	if slices.ContainsFunc(r.Links, func(l link.LinkResult) bool { return l.Evidence == link.EvidenceParent }) {
+		head += "  PARENT EVIDENCE ONLY"
+	}
 	for _, s := range r.Steps {
 		if s.Unproved {
 			return head + "  KEY-PINNED STEPS"
@@ -104,7 +107,8 @@ func (r *Result) machines() (out []machine) {
 		if c.Quote == nil || c.AK == nil || c.EK == nil {
 			continue
 		}
-		key := fmt.Sprint(c.AK.Name, c.EK.SHA256, c.Quote.ResetCount, c.Quote.RestartCount, c.Quote.PCRs)
+		// Under another kind of evidence the same quote says less.
+		key := fmt.Sprint(r.Links[i].Evidence, c.AK.Name, c.EK.SHA256, c.Quote.ResetCount, c.Quote.RestartCount, c.Quote.PCRs)
 		if p := c.Quote.Policy; p != nil {
 			key += fmt.Sprint(*p)
 		}
@@ -167,7 +171,7 @@ func (r *Result) tree(machines []machine) *link.Tree {
 // linkTree is one link of a step, without its machine.
 func linkTree(step *link.Tree, l *link.LinkResult, machines []machine) {
 	c := l.Chain
-	if c.EK == nil || c.Programs == nil || c.SVID == nil {
+	if c.EK == nil || c.Programs == nil && c.Parent == nil || c.SVID == nil {
 		step.Add(link.Clean(l.Name) + ": NOT PROVED")
 		return
 	}
@@ -186,16 +190,19 @@ func linkTree(step *link.Tree, l *link.LinkResult, machines []machine) {
 			when += fmt.Sprintf(", entry %d of log %s", e.Index, link.Clean(e.Log))
 		}
 	}
-	who := "recorder " + short(c.Programs.Recorder)
-	if c.Programs.RecorderProtected {
-		who += " protected"
-	} else {
-		who += " UNPROTECTED"
+	who := "no tool or recorder was measured"
+	if p := c.Programs; p != nil {
+		who = "tool " + short(p.Tool) + ", recorder " + short(p.Recorder)
+		if p.RecorderProtected {
+			who += " protected"
+		} else {
+			who += " UNPROTECTED"
+		}
 	}
 	if l.Evidence != link.EvidenceLeaf {
 		who += "  " + strings.ToUpper(l.Evidence) + ": " + link.EvidenceMeans(l.Evidence)
 	}
-	notes := []string{when, "tool " + short(c.Programs.Tool) + ", " + who}
+	notes := []string{when, who}
 	if s := c.Statement; s != nil && len(s.Command) > 0 {
 		notes = append([]string{"command " + abbreviate(link.Clean(strings.Join(s.Command, " ")))}, notes...)
 	}
@@ -204,12 +211,12 @@ func linkTree(step *link.Tree, l *link.LinkResult, machines []machine) {
 
 // prose says what holds of all links, each thing once.
 func (r *Result) prose(b *strings.Builder) {
-	proved, software := 0, ""
+	proved, software := map[string]int{}, ""
 	var words []string
 	for i := range r.Links {
 		l := &r.Links[i]
 		if len(l.ProvedByTPM) > 0 {
-			proved++
+			proved[l.Evidence]++
 		}
 		if l.SoftwareTPM {
 			software = " (a SOFTWARE TPM: as good as its host)"
@@ -228,9 +235,24 @@ func (r *Result) prose(b *strings.Builder) {
 			}
 		}
 	}
-	if proved > 0 {
-		fmt.Fprintf(b, "\nProved by the TPM%s, for %s of %d\n", software, count(proved, "link"), len(r.Links))
-		fmt.Fprintln(b, "  · whoever could use the AK shown committed to exactly that statement and SVID key, after the nonce")
+	for _, kind := range link.EvidenceKinds() {
+		if proved[kind] == 0 {
+			continue
+		}
+		by := ""
+		if kind != link.EvidenceLeaf {
+			by = " by " + kind + " evidence"
+		}
+		fmt.Fprintf(b, "\nProved by the TPM%s, for %s of %d%s\n", software, count(proved[kind], "link"), len(r.Links), by)
+		switch kind {
+		case link.EvidenceParent:
+			fmt.Fprintln(b, "  · the TPM shown answered a nonce of the server, with the PCR values judged; it committed to no statement, key or program")
+			continue
+		case link.EvidenceDetached:
+			fmt.Fprintln(b, "  · whoever could use the AK shown committed to exactly that statement and SVID key, after the SVID began")
+		default:
+			fmt.Fprintln(b, "  · whoever could use the AK shown committed to exactly that statement and SVID key, after the nonce")
+		}
 		fmt.Fprintln(b, "  · the commitment names the tool, the recorder and the identity shown; the PCRs had the values judged")
 	}
 	if len(words) > 0 {
