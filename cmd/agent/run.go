@@ -15,6 +15,7 @@ import (
 	"github.com/rootlink/rootlink/internal/agent/identity"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/internal/healthhttp"
 	"github.com/rootlink/rootlink/internal/measured"
 )
 
@@ -26,6 +27,7 @@ type runFlags struct {
 	format string
 	config string
 	expand bool
+	health healthhttp.Flags
 }
 
 func runCommand() *cobra.Command {
@@ -37,6 +39,11 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			probes, err := f.health.Start(f.cfg.Socket, f.cfg.Log)
+			if err != nil {
+				return err
+			}
+			defer probes()
 			return a.RunWith(c.Context(), f.plug)
 		},
 	}
@@ -77,6 +84,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.group, "recorder-group", "", `group NAME or GID that rootlink is installed setgid to, "none" for none (default: "`+measured.DefaultRecorderGroup+`" where it exists)`)
 	cli.LogFlags(fl, &f.level, &f.format)
 	cli.ConfigFlags(fl, &f.config, &f.expand)
+	f.health.Add(fl)
 }
 
 // agent is the agent that the flags and the file describe.
@@ -119,6 +127,9 @@ func (f *runFlags) agent(c *cobra.Command) (_ *agent.Agent, err error) {
 			return nil, cli.Hint(err, "correct the path, or leave the flag out for the kernel's own log")
 		}
 		file.Close()
+	}
+	if err := f.health.Check(); err != nil {
+		return nil, err
 	}
 	f.cfg.Log = log
 	f.cfg.Ready = func(id string) { ready(stderr, id, f.cfg.Socket) }

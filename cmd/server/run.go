@@ -17,6 +17,7 @@ import (
 	"github.com/rootlink/rootlink/internal/catalog"
 	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/config"
+	"github.com/rootlink/rootlink/internal/healthhttp"
 	"github.com/rootlink/rootlink/internal/keyfile"
 	"github.com/rootlink/rootlink/internal/server"
 	"github.com/rootlink/rootlink/internal/server/admin"
@@ -31,6 +32,7 @@ import (
 type runFlags struct {
 	plugins []catalog.Config // external ones, of the file
 	running map[string]runningFlag
+	health  healthhttp.Flags
 
 	config, logLevel, logFormat                             string
 	expandEnv                                               bool
@@ -87,6 +89,7 @@ func validateCommand(at *location) *cobra.Command {
 func (f *runFlags) add(fs *pflag.FlagSet) {
 	cli.ConfigFlags(fs, &f.config, &f.expandEnv)
 	cli.LogFlags(fs, &f.logLevel, &f.logFormat)
+	f.health.Add(fs)
 	fs.StringVar(&f.trustDomain, "trust-domain", "", "name of the trust domain, such as example.org")
 	fs.StringVar(&f.listen, "listen", server.DefaultListen, "TCP address for agents; port 0 picks one")
 	fs.StringVar(&f.httpListen, "http-listen", server.DefaultHTTPListen, `TCP address of the HTTP port, for timestamps and the log; port 0 picks one, "off" opens none`)
@@ -134,6 +137,11 @@ func (f *runFlags) run(c *cobra.Command, at *location) error {
 		return explainStart(err, cfg)
 	}
 	defer s.Close()
+	probes, err := f.health.Start(cfg.AdminSocket, cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer probes()
 	go f.reloadOnSignal(c.Context(), signals, s, cfg)
 	web := "off"
 	if a := s.HTTPAddr(); a != nil {
@@ -205,6 +213,9 @@ func (f *runFlags) serverConfig(c *cobra.Command, at *location) (server.Config, 
 		return cfg, cli.Usage("", "--http-url without an HTTP port: --http-listen is off")
 	}
 	if err := f.logConfig(&cfg); err != nil {
+		return cfg, err
+	}
+	if err := f.health.Check(); err != nil {
 		return cfg, err
 	}
 	if err := cli.CheckSocketPath(cfg.AdminSocket); err != nil {

@@ -154,8 +154,8 @@ func Parse(path string, content []byte) (*File, error) {
 		switch {
 		case spires:
 			return nil, f.errorf(item.Pos(), "%s: %s", name, why)
-		case name != "server" && name != "agent" && name != "plugins":
-			return nil, f.errorf(item.Pos(), "unknown section %q; the sections are server, agent and plugins", name)
+		case name != "server" && name != "agent" && name != "plugins" && name != healthSection:
+			return nil, f.errorf(item.Pos(), "unknown section %q; the sections are server, agent, plugins and health_checks", name)
 		case !isBlock || len(item.Keys) != 1:
 			return nil, f.errorf(item.Pos(), "%s must be a block: %s { … }", name, name)
 		case seen[name]:
@@ -176,6 +176,9 @@ func Parse(path string, content []byte) (*File, error) {
 // A key without a flag of that name is an error that names its line. So is a
 // file that configures another program: nothing in it would be used, in silence.
 func (f *File) Apply(section string, flags *pflag.FlagSet) error {
+	if err := f.health(flags); err != nil {
+		return err
+	}
 	if list := f.sections[section]; list != nil {
 		r := f.reader(flags)
 		if err := r.apply(section, list, spireKeys(section), nil); err != nil {
@@ -184,6 +187,9 @@ func (f *File) Apply(section string, flags *pflag.FlagSet) error {
 		return r.finish()
 	}
 	for other := range f.sections {
+		if other == healthSection {
+			continue
+		}
 		return f.errorf(f.starts[other], "a %s section and none for the %s, which reads this", other, section)
 	}
 	return nil

@@ -82,6 +82,8 @@ func spireKeys(section string) map[string]SPIREKey {
 			"experimental":          refuse("SPIRE's experiments are not rootlink's"),
 			"profiling_enabled":     only("false"),
 			"profiling_port":        refuse(noProfiling),
+			"profiling_freq":        refuse(noProfiling),
+			"profiling_names":       refuse(noProfiling),
 			"prune_tofu_nodes":      only("false"),
 			"prune_attested_nodes_expired_for": refuse(
 				"expired agents stay listed: `spire-server agent purge` removes them"),
@@ -122,9 +124,15 @@ func spireKeys(section string) map[string]SPIREKey {
 			"allowed_foreign_jwt_claims":      refuse("ValidateJWTSVID returns the claims of JWT-SVIDs only"),
 			"profiling_enabled":               only("false"),
 			"profiling_port":                  refuse(noProfiling),
+			"profiling_freq":                  refuse(noProfiling),
+			"profiling_names":                 refuse(noProfiling),
 			"experimental": {Keys: map[string]SPIREKey{
 				"sync_interval":               {Flag: "sync-interval"},
 				"use_sync_authorized_entries": only("true"),
+				"named_pipe_name":             refuse("rootlink runs on Linux; socket_path names its socket"),
+				"admin_named_pipe_name":       refuse("the agent has no admin socket"),
+				"require_pq_kem":              only("false"),
+				"feature_flags":               refuse("SPIRE's experiments are not rootlink's"),
 			}},
 		}
 	}
@@ -134,8 +142,7 @@ func spireKeys(section string) map[string]SPIREKey {
 // spireSections are sections of SPIRE's files that rootlink has not.
 func spireSections() map[string]string {
 	return map[string]string{
-		"telemetry":     noTelemetry,
-		"health_checks": "there is no HTTP port for health: `healthcheck` asks the daemon over its socket, and so does gRPC's own health service",
+		"telemetry": noTelemetry,
 	}
 }
 

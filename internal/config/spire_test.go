@@ -14,7 +14,7 @@ func daemonFlags() *pflag.FlagSet {
 	for name, value := range map[string]string{
 		"listen": "127.0.0.1:8081", "server": "127.0.0.1:8081", "admin-socket": "", "svid-ttl": "1h", "jwt-svid-ttl": "5m",
 		"log-level": "info", "socket": "", "trust-bundle": "", "sync-interval": "5s", "trust-domain": "", "data-dir": "",
-		"attest-rate": "1", "attest-burst": "5",
+		"attest-rate": "1", "attest-burst": "5", "health-listen": "off", "health-live-path": "/live", "health-ready-path": "/ready",
 	} {
 		fs.String(name, value, "")
 	}
@@ -114,7 +114,7 @@ func TestRefusesWhatSPIREDoesAndWeDoNot(t *testing.T) {
 }
 
 func TestRefusesSectionsThatDoNothing(t *testing.T) {
-	for _, name := range []string{"telemetry", "health_checks"} {
+	for _, name := range []string{"telemetry"} {
 		if _, err := Parse("x.conf", []byte("\n"+name+" { }")); err == nil || !strings.HasPrefix(err.Error(), "x.conf:2: "+name+": ") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -167,6 +167,36 @@ func TestSPIREsOwnPlugins(t *testing.T) {
 		skip, why := SPIREPlugin(tt.section, Plugin{Type: tt.typ, Name: tt.name, Cmd: tt.cmd})
 		if skip != tt.skip || (why == "") != (tt.why == "") || !strings.Contains(why, tt.why) {
 			t.Errorf("%+v: %t, %q", tt, skip, why)
+		}
+	}
+}
+
+func TestHealthChecks(t *testing.T) {
+	for _, tt := range []struct{ in, listen, live, ready, err string }{
+		{"health_checks {\n listener_enabled = true\n bind_address = \"0.0.0.0\"\n bind_port = 8080\n live_path = \"/l\"\n ready_path = \"/r\"\n}", "0.0.0.0:8080", "/l", "/r", ""},
+		{"health_checks { listener_enabled = true }", "localhost:80", "/live", "/ready", ""},
+		{"health_checks { bind_port = \"8080\" }", "off", "/live", "/ready", ""},
+		{"health_checks {\n listener_enabled = 1\n}", "", "", "", "x.conf:2: listener_enabled"},
+		{"health_checks {\n\n listener = true\n}", "", "", "", "x.conf:3: unknown key"},
+		{"health_checks {\n bind_port = 1\n bind_port = 2\n}", "", "", "", "x.conf:3: bind_port is set a second time"},
+		{"health_checks = true", "", "", "", "x.conf:1: health_checks must be a block"},
+	} {
+		for _, section := range []string{"server", "agent"} {
+			fs := daemonFlags()
+			f, err := Parse("x.conf", []byte(tt.in))
+			if err == nil {
+				err = f.Apply(section, fs)
+			}
+			if tt.err != "" {
+				if err == nil || !strings.HasPrefix(err.Error(), tt.err) {
+					t.Errorf("%s: %v", tt.in, err)
+				}
+				continue
+			}
+			get := func(name string) string { return fs.Lookup(name).Value.String() }
+			if err != nil || get("health-listen") != tt.listen || get("health-live-path") != tt.live || get("health-ready-path") != tt.ready {
+				t.Errorf("%s: %v, %s %s %s", tt.in, err, get("health-listen"), get("health-live-path"), get("health-ready-path"))
+			}
 		}
 	}
 }
