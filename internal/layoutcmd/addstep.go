@@ -45,7 +45,7 @@ func (s *stepFlags) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&s.step.PCRPolicies, "pcr-policy", nil, "`NAME` of a PCR policy in trust.json, of which one must be met (repeatable)")
 	f.StringArrayVar(&s.step.Authorities, "authority", nil, "`HASH` of the public key of an SVID authority that counts (repeatable; default any in trust.json)")
 	f.StringVar(&s.step.Tier, "tier", "", "least tier: tpm, boot_attested")
-	f.StringVar(&s.step.Evidence, "evidence", "", "least kind of evidence: leaf, detached")
+	f.StringVar(&s.step.Evidence, "evidence", "", "least kind of evidence: leaf, detached, parent")
 	f.IntVar(&s.step.ExitCode, "exit-code", 0, "how the command must end")
 	f.StringArrayVar(&s.keys, "functionary-key", nil, "public key in `PEM` that may sign classic links of the step, or its sublayout (repeatable)")
 	f.BoolVar(&s.step.KeyPinned, "key-pinned", false, "accept classic in-toto links by --functionary-key: no hardware stands behind them")
