@@ -182,3 +182,43 @@ func TestQuoteTimeInWords(t *testing.T) {
 		}
 	}
 }
+
+// Two attestation CAs of one name: it is the one that signed whose revocation
+// counts, for every kind of evidence.
+func TestRefusesRevokedAttestationCAOfTheSameNameAsAGoodOne(t *testing.T) {
+	bend := func(s *scene) {
+		good := forge.NewAttestationCA(t, nil)
+		if good.Cert.Subject.String() != s.CA.Cert.Subject.String() {
+			t.Fatal("the CAs have two names")
+		}
+		s.file.AttestationCAs = append([]AttestationCA{{Certificate: good.Cert.Raw}}, s.file.AttestationCAs...)
+		s.file.Revocations = []Revocation{{Kind: RevokedAttestationCA, ID: hexOf(spkiHash(s.CA.Cert)), Always: true}}
+	}
+	s := newScene(t)
+	bend(s)
+	s.refuses(t, "revocation", ErrPolicy, "attestation ca")
+	s = parentScene(t, nil)
+	bend(s)
+	s.refuses(t, "revocation", ErrPolicy, "attestation ca")
+	d := newDetachedScene(t)
+	bend(d.scene)
+	d.ready(t)
+	d.refuses(t, "revocation", ErrPolicy, "attestation ca")
+}
+
+// Limits of what a trust.json may hold.
+func TestRefusesOversizedListsInTrust(t *testing.T) {
+	s := newScene(t)
+	for range MaxTypes + 1 {
+		s.requirement().Types = append(s.requirement().Types, PredicateType)
+	}
+	if _, err := NewTrust(s.file); !errors.Is(err, ErrMalformed) {
+		t.Errorf("types: %v", err)
+	}
+	s = newScene(t)
+	r := Revocation{Kind: RevokedEK, ID: hexOf(s.TPM.EKHash), Always: true}
+	s.file.Revocations = slices.Repeat([]Revocation{r}, MaxIDs+1)
+	if _, err := NewTrust(s.file); !errors.Is(err, ErrMalformed) {
+		t.Errorf("revocations: %v", err)
+	}
+}

@@ -467,3 +467,41 @@ func FuzzParseJWT(f *testing.F) {
 		}
 	})
 }
+
+// To the second: the leeway is for clocks, and no more than that.
+func TestRefusesJWTOutsideItsTimes(t *testing.T) {
+	at := time.Date(2030, 5, 1, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		u    UnverifiedJWT
+		now  time.Time
+		good bool
+	}{
+		"just before its end":      {UnverifiedJWT{Expiry: at}, at.Add(JWTLeeway - time.Nanosecond), true},
+		"at its end":               {UnverifiedJWT{Expiry: at}, at.Add(JWTLeeway), false},
+		"no end":                   {UnverifiedJWT{}, at, false},
+		"a moment before it began": {UnverifiedJWT{Expiry: at.Add(time.Hour), NotBefore: at}, at.Add(-JWTLeeway - time.Nanosecond), false},
+		"at its beginning":         {UnverifiedJWT{Expiry: at.Add(time.Hour), NotBefore: at}, at.Add(-JWTLeeway), true},
+		"issued in the future":     {UnverifiedJWT{Expiry: at.Add(time.Hour), IssuedAt: at}, at.Add(-JWTLeeway - time.Nanosecond), false},
+		"issued now":               {UnverifiedJWT{Expiry: at.Add(time.Hour), IssuedAt: at}, at.Add(-JWTLeeway), true},
+	} {
+		if err := c.u.CheckTime(c.now); (err == nil) != c.good || err != nil && !errors.Is(err, ErrJWTTime) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// An authority that has ended verifies nothing, retired or not.
+	for _, state := range []State{Active, Retired} {
+		s := JWTStage{Stage: Stage{State: state, NotAfter: at}, RetiredAt: at.Add(-time.Minute)}
+		if !JWTNeeded(s, at.Add(-time.Second)) || JWTNeeded(s, at) {
+			t.Errorf("state %v: needed past its end, or not before", state)
+		}
+	}
+}
+
+// One byte too long is refused before it is looked into.
+func TestRefusesOversizedJWT(t *testing.T) {
+	for n, want := range map[int]string{MaxJWT: "compact", MaxJWT + 1: "at most"} {
+		if _, err := ParseJWT(strings.Repeat(".", n)); !errors.Is(err, ErrJWT) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+}
