@@ -54,7 +54,7 @@ func runPage(t *testing.T, page string, least map[string]int) {
 	}
 	s := &story.Shell{
 		T: t, Page: filepath.Base(page), Dir: dir,
-		Env:  append(os.Environ(), "HOME="+dir, "XDG_STATE_HOME="+filepath.Join(dir, "state"), "PATH="+programs.Bin+":"+os.Getenv("PATH")),
+		Env:  append(os.Environ(), "HOME="+dir, "TMPDIR="+dir, "XDG_STATE_HOME="+filepath.Join(dir, "state"), "PATH="+programs.Bin+":"+os.Getenv("PATH")),
 		Edit: strings.NewReplacer(edits...),
 	}
 	healthy := func(program, socket string) func(string) bool {

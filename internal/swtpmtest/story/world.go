@@ -30,6 +30,7 @@ const (
 type World struct {
 	Programs
 	t       *testing.T
+	tmp     string // the daemons' $TMPDIR
 	maker   *swtpmtest.Maker
 	tpms    map[string]*swtpmtest.TPM
 	daemons map[string]*daemon
@@ -75,6 +76,17 @@ func tail(b []byte, n int) []byte {
 
 func (w *World) setup(env *testscript.Env) error {
 	swtpmtest.AtDeath(w.t, `rm -rf "$1"; rmdir "${1%/*}"`, env.WorkDir)
+	// What a daemon that is killed leaves, such as its plugins' sockets, goes
+	// with the story. Their paths have to be short, and any user's daemon writes.
+	var err error
+	if w.tmp, err = os.MkdirTemp("", "rl"); err != nil {
+		return err
+	}
+	swtpmtest.AtDeath(w.t, `rm -rf "$1"`, w.tmp)
+	env.Defer(func() { _ = os.RemoveAll(w.tmp) })
+	if err := os.Chmod(w.tmp, 0o777|os.ModeSticky); err != nil {
+		return err
+	}
 	env.Defer(w.end)
 	env.Setenv("PATH", w.Bin+":"+w.Helpers+":"+env.Getenv("PATH"))
 	env.Setenv("TD", "example.org")
@@ -317,7 +329,7 @@ func (w *World) start(ts *testscript.TestScript, name string, argv []string) *da
 	d.cmd = exec.Command(program, argv[1:]...)
 	d.cmd.Dir = ts.MkAbs(".")
 	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
-	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"), "PATH="+ts.Getenv("PATH"))
+	d.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"), "PATH="+ts.Getenv("PATH"), "TMPDIR="+w.tmp)
 	// Dies with us, whatever we die of: with the thread that started it, which
 	// therefore stays with it.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
