@@ -41,14 +41,23 @@ func (s *Store) Banned(id string) (banned bool, err error) {
 func (s *Store) PutAttestedAgent(ctx context.Context, a Agent, detail string) (*Agent, error) {
 	a.Selectors = SortSelectors(a.Selectors)
 	a.Banned, a.NewSerial, a.NewExpiresAt = false, "", time.Time{}
-	return s.putAgent(ctx, a.ID, "attested", detail, func(old *Agent) (*Agent, error) {
-		// Looked at inside the transaction: a ban that was acknowledged while
-		// the attestation ran must hold.
-		if old != nil && old.Banned {
-			return nil, ErrBanned
-		}
-		return &a, nil
+	// All that it decides by memory is the ban, and bans do not join.
+	var put *Agent
+	err := s.join(ctx, func(ctx context.Context, tx *sql.Tx) (apply func(*memory), err error) {
+		put, apply, err = s.putAgentIn(ctx, tx, a.ID, "attested", detail, func(_ *sql.Tx, old *Agent) (*Agent, error) {
+			// Looked at inside the transaction: a ban that was acknowledged while
+			// the attestation ran must hold.
+			if old != nil && old.Banned {
+				return nil, ErrBanned
+			}
+			return &a, nil
+		})
+		return apply, err
 	})
+	if err != nil {
+		return nil, err
+	}
+	return put, nil
 }
 
 // SetNewSerial records that the agent whose serial is current was given a new
@@ -209,29 +218,32 @@ func (s *Store) putAgent(ctx context.Context, id, event, detail string, f func(o
 // putAgentTx is putAgent for an f that has to look at other tables.
 func (s *Store) putAgentTx(ctx context.Context, id, event, detail string, f func(tx *sql.Tx, old *Agent) (*Agent, error)) (*Agent, error) {
 	var a *Agent
-	err := s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
-		old := s.mem.agents[id] // only writers change memory, and we are the writer
-		var err error
-		if a, err = f(tx, old); err != nil {
-			return nil, err
-		}
-		if a == old {
-			return nil, nil
-		}
-		if err := replaceAgent(ctx, tx, a); err != nil {
-			return nil, err
-		}
-		if event != "" {
-			if err := s.addHistory(ctx, tx, id, event, detail); err != nil {
-				return nil, err
-			}
-		}
-		return func(m *memory) { m.agents[id] = a }, nil
+	err := s.write(ctx, func(tx *sql.Tx) (apply func(*memory), err error) {
+		a, apply, err = s.putAgentIn(ctx, tx, id, event, detail, f)
+		return apply, err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// putAgentIn is putAgentTx within a transaction.
+func (s *Store) putAgentIn(ctx context.Context, tx *sql.Tx, id, event, detail string, f func(tx *sql.Tx, old *Agent) (*Agent, error)) (*Agent, func(*memory), error) {
+	old := s.mem.agents[id] // only writers change memory, and we are the writer
+	a, err := f(tx, old)
+	if err != nil || a == old {
+		return a, nil, err
+	}
+	if err := replaceAgent(ctx, tx, a); err != nil {
+		return nil, nil, err
+	}
+	if event != "" {
+		if err := s.addHistory(ctx, tx, id, event, detail); err != nil {
+			return nil, nil, err
+		}
+	}
+	return a, func(m *memory) { m.agents[id] = a }, nil
 }
 
 func (s *Store) addHistory(ctx context.Context, tx *sql.Tx, id, event, detail string) error {

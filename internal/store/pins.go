@@ -11,7 +11,7 @@ import (
 // unless another AK was first. With replace the pin moves to akName; what is
 // returned is then the name that was pinned before.
 func (s *Store) PinAK(ctx context.Context, ek [32]byte, akName []byte, replace bool) (pinned []byte, err error) {
-	err = s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+	err = s.join(ctx, func(ctx context.Context, tx *sql.Tx) (func(*memory), error) {
 		err := tx.QueryRowContext(ctx, `SELECT ak_name FROM ak_pins WHERE ek_hash = ?`, ek[:]).Scan(&pinned)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
@@ -33,7 +33,7 @@ func (s *Store) PinAK(ctx context.Context, ek [32]byte, akName []byte, replace b
 // PinTPM pins the first EK of a TPM, which the name of its storage key
 // identifies, and returns the pinned one: ek unless another was first.
 func (s *Store) PinTPM(ctx context.Context, parentName []byte, ek [32]byte) (pinned [32]byte, err error) {
-	err = s.write(ctx, func(tx *sql.Tx) (func(*memory), error) {
+	err = s.join(ctx, func(ctx context.Context, tx *sql.Tx) (func(*memory), error) {
 		var was []byte
 		err := tx.QueryRowContext(ctx, `SELECT ek_hash FROM tpm_pins WHERE parent_name = ?`, parentName).Scan(&was)
 		switch {

@@ -36,6 +36,9 @@ type Store struct {
 	broken error // set when a commit failed and memory may differ from disk
 	closed bool
 
+	joining sync.Mutex
+	joined  []*part // guarded by joining; wait for the next group
+
 	// sorted is what Entries returned last.
 	sorted atomic.Pointer[sortedEntries]
 
@@ -111,15 +114,20 @@ func (s *Store) Check(ctx context.Context) error {
 // write runs f in one transaction and, once that is durable, applies f's
 // change to memory. f's own errors pass through unchanged.
 func (s *Store) write(ctx context.Context, f func(tx *sql.Tx) (apply func(*memory), err error)) (err error) {
-	defer func() { err = s.diskFull(err) }()
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if err := s.mend(ctx); err != nil {
-		return err
-	}
 	// A caller that goes away ends what has not begun; a commit that has begun
 	// is seen through, so that its outcome is known.
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.transact(ctx, f)
+}
+
+// transact is write for a caller that holds s.writing.
+func (s *Store) transact(ctx context.Context, f func(tx *sql.Tx) (apply func(*memory), err error)) (err error) {
+	defer func() { err = s.diskFull(err) }()
+	if err := s.mend(ctx); err != nil {
 		return err
 	}
 	tx, err := s.db.BeginTx(context.WithoutCancel(ctx), nil)
