@@ -17,6 +17,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -40,6 +41,8 @@ const (
 	connectTimeout = 10 * time.Second
 	callTimeout    = 75 * time.Second // one call, a quote on a busy TPM included
 	lastWords      = time.Second      // how long Close waits for calls to be answered
+	logRate        = 20          // lines a second that callers cause
+	logBurst       = 500
 	// attestPatience is how long a call waits for an attestation: the agent may
 	// have started a moment ago, and its workloads with it.
 	attestPatience = 15 * time.Second
@@ -72,6 +75,9 @@ type Service struct {
 	set  atomic.Pointer[Settings]
 	grpc *grpc.Server
 
+	lines  *rate.Limiter // of the log
+	untold atomic.Uint64 // since the last one
+
 	stopped chan struct{} // closed when the listener is gone
 	close   sync.Once
 }
@@ -82,7 +88,7 @@ func Listen(path string) (*net.UnixListener, error) { return measured.Listen(pat
 // Serve serves the Voucher on l until Close. What was measured on a connection
 // outlives a change of settings: a build may have begun hours ago.
 func Serve(l *net.UnixListener, node Node, s Settings, log *slog.Logger, now func() time.Time) *Service {
-	v := &Service{node: node, log: log, now: now, stopped: make(chan struct{})}
+	v := &Service{node: node, log: log, now: now, lines: rate.NewLimiter(logRate, logBurst), stopped: make(chan struct{})}
 	v.Change(s)
 	v.grpc = grpc.NewServer(
 		grpc.Creds(measured.Credentials()),
@@ -180,7 +186,7 @@ func (v *Service) Vouch(ctx context.Context, req *workloadv1.VouchRequest) (*wor
 	}
 	d, err := v.detached(ctx, &c.Step, chain, payload)
 	if err != nil {
-		v.log.Warn("no detached evidence", "error", err)
+		v.say(slog.LevelWarn, "no detached evidence", "error", err)
 		return nil, vouchError(err)
 	}
 	b, err := d.Marshal()
@@ -196,8 +202,21 @@ func (v *Service) Vouch(ctx context.Context, req *workloadv1.VouchRequest) (*wor
 	if s.Logs != nil {
 		resp.EventLog, resp.ImaLog = s.Logs(d.Evidence)
 	}
-	v.log.Info("vouched", "uri", chain[0].URIs[0].String(), "tool", fmt.Sprintf("%x", d.Evidence.Tool), "recorder_protected", c.Step.Protected())
+	v.say(slog.LevelInfo, "vouched", "uri", chain[0].URIs[0].String(), "tool", fmt.Sprintf("%x", d.Evidence.Tool), "recorder_protected", c.Step.Protected())
 	return resp, nil
+}
+
+// say logs what a caller made happen, and can make happen thousands of times a
+// second: nobody's disk must fill with it.
+func (v *Service) say(level slog.Level, msg string, args ...any) {
+	if !v.lines.Allow() {
+		v.untold.Add(1)
+		return
+	}
+	if n := v.untold.Swap(0); n > 0 {
+		v.log.Warn("callers cause more lines than are logged", "lines_left_out", n)
+	}
+	v.log.Log(context.Background(), level, msg, args...)
 }
 
 // readVouch takes a chain of certificates and a digest that is one.

@@ -166,3 +166,24 @@ func chmod(t *testing.T, path string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 }
+
+// A caller decides how often it is refused: the disk that the log is on must not
+// fill with it.
+func TestRefusesInFewLines(t *testing.T) {
+	n := newStockNode(t)
+	n.attested()
+	c := n.dial()
+	c.record()
+	svid, _ := newAuthority(t, "example.com").svid("/build", time.Minute, time.Hour, elliptic.P256())
+	began := time.Now()
+	const calls = 1500
+	for range calls {
+		if _, err := c.vouch(svid); status.Code(err) != codes.PermissionDenied {
+			t.Fatal(err)
+		}
+	}
+	most := 510 + int(20*time.Since(began).Seconds())
+	if lines := strings.Count(n.log.String(), "no detached evidence"); lines == 0 || lines > most {
+		t.Errorf("%d lines, at most %d", lines, most)
+	}
+}
