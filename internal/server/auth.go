@@ -129,7 +129,7 @@ func (s *Server) identify(ctx context.Context, local bool) (*caller, error) {
 func (s *Server) authorizeAgent(ctx context.Context, c *caller) (*store.Agent, error) {
 	deny := func(reason types.PermissionDeniedDetails_Reason, format string, args ...any) error {
 		s.count.add("agent_refused/" + strings.ToLower(reason.String()))
-		s.cfg.Log.Warn("agent refused", "agent", c.id.String(), "reason", reason.String(), "address", c.addr)
+		s.warnOf(c.id.String(), "agent refused", "agent", c.id.String(), "reason", reason.String(), "address", c.addr)
 		return permissionDenied(reason, format, args...)
 	}
 	if c.cert == nil {

@@ -8,9 +8,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"log/slog"
 	"math/big"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,4 +177,40 @@ func TestRefusesRequestsThatGrow(t *testing.T) {
 		}
 		cancel()
 	}
+}
+
+// An agent may ask for what it must not have as often as it likes, by any name:
+// the log must not fill the disk.
+func TestRefusesInFewLines(t *testing.T) {
+	var log countedLines
+	w := newWorld(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	n := w.attest(w.newTPM(), attestOptions{})
+	key := newCSR(t, n.key, nil)
+	before := w.srv.Counters()["log_line_left_out"]
+	ask := func(id string, times int) {
+		req := new(svidv1.BatchNewX509SVIDRequest)
+		for range times {
+			req.Params = append(req.Params, &svidv1.NewX509SVIDParams{EntryId: id, Csr: key})
+		}
+		if _, err := svidv1.NewSVIDClient(n.conn).BatchNewX509SVID(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask(strings.Repeat("x", 1<<20), 1)
+	if got := log.bytes.Load(); got > 64<<10 {
+		t.Errorf("%d bytes for one refusal", got)
+	}
+	for range 10 {
+		ask("x", 500)
+	}
+	if got := w.srv.Counters()["log_line_left_out"] - before; got < 2000 {
+		t.Errorf("%d lines were left out of 5000", got)
+	}
+}
+
+type countedLines struct{ bytes atomic.Int64 }
+
+func (c *countedLines) Write(b []byte) (int, error) {
+	c.bytes.Add(int64(len(b)))
+	return len(b), nil
 }

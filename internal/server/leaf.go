@@ -44,7 +44,7 @@ func (s *Server) bootOf(in *issuance, quoted attest.BootCounters) error {
 	err := s.store.EvictAgent(context.Background(), in.agent.ID, in.agent.Serial, "tpm_reset", detail)
 	switch {
 	case err == nil:
-		s.cfg.Log.Warn("TPM was reset under its agent, which has to attest again", "agent", in.agent.ID, "reset_count", quoted.Reset, "restart_count", quoted.Restart)
+		s.warnOf(in.agent.ID, "TPM was reset under its agent, which has to attest again", "agent", in.agent.ID, "reset_count", quoted.Reset, "restart_count", quoted.Restart)
 	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrBanned):
 		return err
 	}

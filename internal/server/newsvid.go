@@ -162,11 +162,11 @@ func (s *Server) refused(in *issuance, entry string, err error) error {
 	var r *refusal
 	if errors.As(err, &r) {
 		s.count.add("issue_refused/" + r.reason)
-		s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", entry, "reason", r.reason, "error", r.err)
+		s.warnOf(in.agent.ID, "SVID refused", "agent", in.agent.ID, "entry", entry, "reason", r.reason, "error", r.err)
 		return status.Error(r.code, r.Error())
 	}
 	s.count.add("issue_refused/other")
-	s.cfg.Log.Warn("SVID refused", "agent", in.agent.ID, "entry", entry, "reason", "other", "error", err)
+	s.warnOf(in.agent.ID, "SVID refused", "agent", in.agent.ID, "entry", entry, "reason", "other", "error", err)
 	return s.issueError(err)
 }
 

@@ -8,6 +8,33 @@ import (
 	"golang.org/x/time/rate"
 )
 
+// Bounds on the lines that one agent can make us log: it asks for 500 SVIDs at
+// once that it must not have, as often as it likes, and the log shares its disk
+// with the database. Counters go on counting.
+const (
+	linesPerSecond = 5
+	linesAtOnce    = 600
+	maxLogValue    = 1024 // bytes of a value that an agent chose
+)
+
+// warnOf logs what agent caused.
+func (s *Server) warnOf(agent, msg string, args ...any) {
+	if !s.lines.of(agent).Allow() {
+		s.count.add("log_line_left_out")
+		return
+	}
+	for i, a := range args {
+		text, is := a.(string)
+		if err, isErr := a.(error); isErr {
+			text, is = err.Error(), true
+		}
+		if is && len(text) > maxLogValue {
+			args[i] = text[:maxLogValue] + "…"
+		}
+	}
+	s.cfg.Log.Warn(msg, args...)
+}
+
 // maxAddresses bounds the addresses that limits are kept for.
 const maxAddresses = 1 << 16
 

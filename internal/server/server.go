@@ -81,6 +81,7 @@ type Server struct {
 	running attestations
 	rivals  rivals
 	limiter *addressLimiter
+	lines   *addressLimiter // of the log, by who causes them
 
 	judge  *policy.Judge
 	leaves replayCache
@@ -169,6 +170,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	s.judge = policy.NewJudge()
 	s.signatures = attest.NewSignatures()
 	s.limiter = newAddressLimiter(s.cfg.AttestationRate, s.cfg.AttestationBurst)
+	s.lines = newAddressLimiter(linesPerSecond, linesAtOnce)
 	if err = s.loadAttestor(ctx); err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ const (
 	connectTimeout = 10 * time.Second
 	callTimeout    = 75 * time.Second // one call, a quote on a busy TPM included
 	lastWords      = time.Second      // how long Close waits for calls to be answered
-	logRate        = 20          // lines a second that callers cause
+	logRate        = 20               // lines a second that callers cause
 	logBurst       = 500
 	// attestPatience is how long a call waits for an attestation: the agent may
 	// have started a moment ago, and its workloads with it.
