@@ -102,8 +102,10 @@ func TestEachKindOfEvidenceIsToldApartInText(t *testing.T) {
 	}{
 		"leaf":     {says: []string{committed, nonce}, never: []string{svid, nothing, "PARENT", "DETACHED"}},
 		"detached": {plain: []int{0, 1, 2}, says: []string{committed, svid, "(detached evidence)", "SOFTWARE TPM"}, never: []string{nonce, nothing, "PARENT"}},
-		"parent": {parent: []int{0, 1, 2}, says: []string{nothing, "PARENT EVIDENCE ONLY", "SOFTWARE TPM", "no tool or recorder was measured", builder},
-			never: []string{committed, nonce, svid, "NOT PROVED", "DETACHED"}},
+		"parent": {
+			parent: []int{0, 1, 2}, says: []string{nothing, "PARENT EVIDENCE ONLY", "SOFTWARE TPM", "no tool or recorder was measured", builder},
+			never: []string{committed, nonce, svid, "NOT PROVED", "DETACHED"},
+		},
 		"all": {plain: []int{1}, parent: []int{2}, says: []string{"for 1 link of 3\n", "for 1 link of 3 by detached evidence\n", "for 1 link of 3 by parent evidence\n", nothing, nonce, svid, "PARENT EVIDENCE ONLY"}},
 	} {
 		t.Run(name, func(t *testing.T) {
