@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -263,4 +264,36 @@ func TestRefusesABackupFromBeforeAnAuthorityOrPolicyWasGivenUp(t *testing.T) {
 	w.write(t, "keeper/archive.json", backup)
 	w.publish(t, w.keeper(t), 5, good)
 	ended("restored, without the policy")
+}
+
+// An archive that is not this keeper's, or not one that it could have written,
+// is neither taken up nor written over.
+func TestRefusesAnArchiveThatIsNotItsOwn(t *testing.T) {
+	w := newWorld(t)
+	w.publish(t, w.keeper(t), 1, authority(t, epoch, time.Hour, nil))
+	good := read(t, w.path("keeper/archive.json"))
+	for name, c := range map[string]struct {
+		from, to string
+		want     error
+	}{
+		"of another trust domain": {`"trust_domain": "example.org"`, `"trust_domain": "example.com"`, nil},
+		"of a later version":      {`"version": 1`, `"version": 2`, keeper.ErrDamaged},
+		"with an empty authority": {`"x509_authorities": [`, `"x509_authorities": [null, `, keeper.ErrDamaged},
+		"with an unknown key":     {`"version": 1`, `"version": 1, "extra": 1`, keeper.ErrDamaged},
+		"with a key twice":        {`"version": 1`, `"version": 1, "version": 1`, keeper.ErrDamaged},
+		"with a bad certificate":  {`"certificate": "`, `"certificate": "AAAA`, keeper.ErrDamaged},
+	} {
+		bad := strings.Replace(good, c.from, c.to, 1)
+		if bad == good {
+			t.Fatalf("%s: nothing was changed", name)
+		}
+		w.write(t, "keeper/archive.json", bad)
+		err := w.bare(t).Publish(bundle(2, authority(t, epoch, time.Hour, nil)))
+		if err == nil || c.want != nil && !errors.Is(err, c.want) || cli.HintOf(err) == "" {
+			t.Errorf("%s: err = %v", name, err)
+		}
+		if read(t, w.path("keeper/archive.json")) != bad {
+			t.Errorf("%s: it was written over", name)
+		}
+	}
 }
