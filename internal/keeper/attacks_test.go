@@ -181,15 +181,16 @@ func TestRefusesHalfAFile(t *testing.T) {
 
 func TestRefusesConfigurations(t *testing.T) {
 	for name, bend := range map[string]func(*world){
-		"relative data_dir": func(w *world) { w.c.DataDir = "x" },
-		"no trust_file":     func(w *world) { w.c.TrustFile = "" },
-		"no CA":             func(w *world) { w.c.AttestationCAs = nil },
-		"no EK":             func(w *world) { w.c.EKRoots = nil },
-		"no requirements":   func(w *world) { w.c.Requirements = "" },
-		"one file for two":  func(w *world) { w.c.SigstoreFile = w.c.TrustFile },
-		"unsigned, no key":  func(w *world) { w.c.Unsigned = true },
-		"short":             func(w *world) { w.c.Lifetime = time.Second },
-		"forget":            func(w *world) { w.c.Forget = []string{"x"} },
+		"relative data_dir":  func(w *world) { w.c.DataDir = "x" },
+		"no trust_file":      func(w *world) { w.c.TrustFile = "" },
+		"no CA":              func(w *world) { w.c.AttestationCAs = nil },
+		"no EK":              func(w *world) { w.c.EKRoots = nil },
+		"no requirements":    func(w *world) { w.c.Requirements = "" },
+		"one file for two":   func(w *world) { w.c.SigstoreFile = w.c.TrustFile },
+		"unsigned, no key":   func(w *world) { w.c.Unsigned = true },
+		"short":              func(w *world) { w.c.Lifetime = time.Second },
+		"forget":             func(w *world) { w.c.Forget = []string{"x"} },
+		"forget half a hash": func(w *world) { w.c.Forget = []string{"abcd"} },
 		"any node vouches": func(w *world) {
 			w.write(t, "requirements.json", `[{"identity":"spiffe://example.org/build","evidence":"detached","tier":"tpm","tools":["*"],"recorders":["*"]}]`)
 		},
