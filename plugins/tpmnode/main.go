@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 
+	"github.com/rootlink/rootlink/internal/orphan"
 	"github.com/rootlink/rootlink/internal/version"
 	"github.com/rootlink/rootlink/plugins/tpmnode/bundles"
 	"github.com/rootlink/rootlink/plugins/tpmnode/composer"
@@ -47,6 +48,7 @@ func main() {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
+	orphan.DieWithParent()
 	switch os.Args[1] {
 	case "agent":
 		p := nodeagent.New()

@@ -10,6 +10,7 @@ import (
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"github.com/rootlink/rootlink/internal/orphan"
 	"github.com/rootlink/rootlink/internal/version"
 	"github.com/rootlink/rootlink/plugins/workloadattestor/binary"
 )
@@ -37,6 +38,7 @@ func main() {
 		}
 		return
 	}
+	orphan.DieWithParent()
 	p := binary.New()
 	pluginmain.Serve(
 		workloadattestorv1.WorkloadAttestorPluginServer(p),
