@@ -27,7 +27,7 @@ func trustCommand(at *location) *cobra.Command {
 
 func trustExport(at *location) *cobra.Command {
 	var format, out, revocations string
-	var layoutKeys, allowTypes, acceptParent []string
+	var layoutKeys, allowTypes, acceptParent, acceptDetached []string
 	var lifetime cli.Duration
 	var anyNode, unsigned bool
 	var sources sourceFlags
@@ -40,6 +40,7 @@ func trustExport(at *location) *cobra.Command {
 	fs.Var(&lifetime, "lifetime", "how long the file may be used (default 90d)")
 	fs.StringArrayVar(&layoutKeys, "layout-key", nil, "`[NAME=]FILE` with the public key or certificate of a person who may sign layouts (repeatable)")
 	fs.StringArrayVar(&acceptParent, "accept-parent", nil, "SPIFFE ID `PATTERN` of identities whose links are accepted with parent evidence, which binds no workload key and names no tool (repeatable)")
+	fs.StringArrayVar(&acceptDetached, "accept-detached", nil, "SPIFFE ID `PATTERN` of identities whose links are accepted with detached evidence, by which the node vouches and the server checked nothing; their entries must lead to a TPM or a PCR policy (repeatable)")
 	fs.StringArrayVar(&allowTypes, "allow-type", nil, "`ID=TYPE`: identities that match this SPIFFE ID pattern sign statements of this predicate type, and links only if that is listed too (repeatable)")
 	fs.StringVar(&revocations, "revocations", "", "`FILE` of further revocations to put in")
 	sources.register(fs)
@@ -51,7 +52,7 @@ func trustExport(at *location) *cobra.Command {
 			return cli.Usage("rootlink for `rootlink verify`, sigstore for cosign", "--format %q is neither rootlink nor sigstore", format)
 		}
 		var err error
-		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.Seconds()), AnyNode: anyNode, Unsigned: unsigned, AcceptParent: acceptParent}
+		req := &adminv1.ExportTrustRequest{Format: format, LifetimeSeconds: int64(lifetime.Seconds()), AnyNode: anyNode, Unsigned: unsigned, AcceptParent: acceptParent, AcceptDetached: acceptDetached}
 		if req.Demands, err = demand(); err != nil {
 			return err
 		}

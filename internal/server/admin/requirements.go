@@ -35,9 +35,9 @@ type node struct {
 // identities. Entries of one identity are alternatives at issuance, so their
 // union is one requirement: the first match in the file counts.
 //
-// Entries for no step get a requirement only if a pattern of parents accepts
-// parent evidence for their identity.
-func requirements(td string, entries []*store.Entry, known map[string]bool, parents []string) (out []link.Requirement, notes []string) {
+// Entries for no step get a requirement only if accept says that evidence of a
+// lower kind will do for their identity: patterns by kind.
+func requirements(td string, entries []*store.Entry, known map[string]bool, accept map[string][]string) (out []link.Requirement, notes []string) {
 	note := func(format string, args ...any) {
 		if n := fmt.Sprintf(format, args...); !slices.Contains(notes, n) {
 			notes = append(notes, n)
@@ -50,12 +50,12 @@ func requirements(td string, entries []*store.Entry, known map[string]bool, pare
 	t := tree{td: td, byID: byID}
 	steps, others := map[string][]*store.Entry{}, map[string][]*store.Entry{}
 	for id, es := range byID {
-		parent := slices.ContainsFunc(parents, func(p string) bool { return link.MatchPattern(p, id) })
+		lower := acceptedKind(accept, id) != ""
 		for _, e := range es {
 			switch {
 			case isStep(e):
 				steps[id] = append(steps[id], e)
-			case !t.isAlias(e) && parent:
+			case !t.isAlias(e) && lower:
 				others[id] = append(others[id], e)
 			case !t.isAlias(e):
 				note("%s: no tool and recorder selectors, so it signs no steps and gets no requirement", id)
@@ -68,18 +68,37 @@ func requirements(td string, entries []*store.Entry, known map[string]bool, pare
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(others)) {
+		kind := acceptedKind(accept, id)
 		if steps[id] != nil {
-			note("%s: it signs steps with leaf evidence, so parent evidence is not accepted", id)
+			note("%s: it signs steps with leaf evidence, so %s evidence is not accepted", id, kind)
 			continue
 		}
-		if r, ok := t.requirement(id, others[id], known, note); ok {
-			r.Evidence, r.Tools, r.UnprotectedRecorders = link.EvidenceParent, []string{link.AnyHash}, []string{link.AnyHash}
-			out = append(out, r)
-			note("%s: parent evidence is accepted, which %s", id, link.EvidenceMeans(link.EvidenceParent))
+		r, ok := t.requirement(id, others[id], known, note)
+		if !ok {
+			continue
 		}
+		if kind == link.EvidenceDetached && len(r.EKs) == 0 && len(r.PCRPolicies) == 0 {
+			// Any enrolled node could vouch for it.
+			note("%s: detached evidence is accepted only where the way to the entry names a TPM or a PCR policy, so it gets no requirement", id)
+			continue
+		}
+		r.Evidence, r.Tools, r.UnprotectedRecorders = kind, []string{link.AnyHash}, []string{link.AnyHash}
+		out = append(out, r)
+		note("%s: %s evidence is accepted, which %s", id, kind, link.EvidenceMeans(kind))
 	}
 	slices.Sort(notes)
 	return out, notes
+}
+
+// acceptedKind is the kind below leaf evidence that will do for id, the stronger
+// one if several would; "" for none.
+func acceptedKind(accept map[string][]string, id string) string {
+	for _, kind := range []string{link.EvidenceDetached, link.EvidenceParent} {
+		if slices.ContainsFunc(accept[kind], func(p string) bool { return link.MatchPattern(p, id) }) {
+			return kind
+		}
+	}
+	return ""
 }
 
 // requirement is the union of what the entries of one identity accept.

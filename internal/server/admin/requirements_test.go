@@ -164,7 +164,7 @@ func TestParentRequirements(t *testing.T) {
 		ent("/ci/step", "/node/lab", sels("binary", toolA, recorder)), ent("/ci/step", "/node/lab", sels("unix", "uid:2")),
 		ent("/ci/elsewhere", "/spire/agent/join_token/1", sels("unix", "uid:1")),
 	}
-	got, notes := requirements("example.org", entries, map[string]bool{"lab": true}, []string{"spiffe://example.org/ci/**"})
+	got, notes := requirements("example.org", entries, map[string]bool{"lab": true}, map[string][]string{link.EvidenceParent: {"spiffe://example.org/ci/**"}})
 	if len(got) != 2 {
 		t.Fatalf("requirements %+v", got)
 	}
@@ -181,5 +181,27 @@ func TestParentRequirements(t *testing.T) {
 	}
 	if all := strings.Join(notes, "\n"); !strings.Contains(all, "binds no workload key") || !strings.Contains(all, "/ci/step: it signs steps with leaf evidence") {
 		t.Errorf("notes %q", all)
+	}
+}
+
+// Any enrolled node could vouch for an identity that no TPM and no policy leads to.
+func TestDetachedRequirements(t *testing.T) {
+	entries := []*store.Entry{
+		ent("/node/lab", "/spire/server", sels("tpmnode", "pcr_policy:lab")), ent("/node/any", "/spire/server", sels("tpmnode", "ek_basis:maker")),
+		ent("/ci/lab", "/node/lab", sels("unix", "uid:1")), ent("/ci/any", "/node/any", sels("unix", "uid:1")),
+	}
+	all := []string{"spiffe://example.org/ci/*"}
+	got, notes := requirements("example.org", entries, map[string]bool{"lab": true}, map[string][]string{
+		link.EvidenceDetached: all, link.EvidenceParent: all, // the stronger kind is asked for
+	})
+	want := []link.Requirement{{
+		Identity: "spiffe://example.org/ci/lab", Evidence: link.EvidenceDetached, Tier: link.TierBootAttested, PCRPolicies: []string{"lab"},
+		Tools: []string{link.AnyHash}, UnprotectedRecorders: []string{link.AnyHash},
+	}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("want -, got +:\n%s", d)
+	}
+	if text := strings.Join(notes, "\n"); !strings.Contains(text, "/ci/any: detached evidence is accepted only where") {
+		t.Errorf("notes %q", text)
 	}
 }

@@ -87,7 +87,7 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range req.AcceptParent {
+	for _, p := range slices.Concat(req.AcceptParent, req.AcceptDetached) {
 		if err := link.ValidatePattern(p); err != nil {
 			return nil, malformed("%w", err)
 		}
@@ -95,7 +95,9 @@ func (s *Service) exportRootlink(ctx context.Context, req *adminv1.ExportTrustRe
 			return nil, malformed("no entry is for an identity that matches %s", p)
 		}
 	}
-	reqs, more := requirements(f.TrustDomain, entries, known, req.AcceptParent)
+	reqs, more := requirements(f.TrustDomain, entries, known, map[string][]string{
+		link.EvidenceParent: req.AcceptParent, link.EvidenceDetached: req.AcceptDetached,
+	})
 	f.Requirements = append(f.Requirements, reqs...)
 	notes = append(notes, more...)
 	if err := addDemands(f.Requirements, req.Demands); err != nil {

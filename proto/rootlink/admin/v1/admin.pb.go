@@ -1081,10 +1081,12 @@ type ExportTrustRequest struct {
 	Demands         []*StepDemand          `protobuf:"bytes,16,rep,name=demands,proto3" json:"demands,omitempty"`
 	// Predicate types that identities may sign in place of links.
 	AllowTypes []*AllowedType `protobuf:"bytes,20,rep,name=allow_types,json=allowTypes,proto3" json:"allow_types,omitempty"`
-	// SPIFFE ID patterns: identities whose links are accepted with parent evidence.
-	AcceptParent  []string `protobuf:"bytes,21,rep,name=accept_parent,json=acceptParent,proto3" json:"accept_parent,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// SPIFFE ID patterns: identities whose links are accepted with parent or with
+	// detached evidence.
+	AcceptParent   []string `protobuf:"bytes,21,rep,name=accept_parent,json=acceptParent,proto3" json:"accept_parent,omitempty"`
+	AcceptDetached []string `protobuf:"bytes,22,rep,name=accept_detached,json=acceptDetached,proto3" json:"accept_detached,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ExportTrustRequest) Reset() {
@@ -1190,6 +1192,13 @@ func (x *ExportTrustRequest) GetAllowTypes() []*AllowedType {
 func (x *ExportTrustRequest) GetAcceptParent() []string {
 	if x != nil {
 		return x.AcceptParent
+	}
+	return nil
+}
+
+func (x *ExportTrustRequest) GetAcceptDetached() []string {
+	if x != nil {
+		return x.AcceptDetached
 	}
 	return nil
 }
@@ -2008,7 +2017,7 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\tNodeEvent\x12\x17\n" +
 	"\aat_unix\x18\x01 \x01(\x03R\x06atUnix\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xdf\x03\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x88\x04\n" +
 	"\x12ExportTrustRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\tR\x06format\x12)\n" +
 	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\x12=\n" +
@@ -2022,7 +2031,8 @@ const file_rootlink_admin_v1_admin_proto_rawDesc = "" +
 	"\ademands\x18\x10 \x03(\v2\x1d.rootlink.admin.v1.StepDemandR\ademands\x12?\n" +
 	"\vallow_types\x18\x14 \x03(\v2\x1e.rootlink.admin.v1.AllowedTypeR\n" +
 	"allowTypes\x12#\n" +
-	"\raccept_parent\x18\x15 \x03(\tR\facceptParent\"=\n" +
+	"\raccept_parent\x18\x15 \x03(\tR\facceptParent\x12'\n" +
+	"\x0faccept_detached\x18\x16 \x03(\tR\x0eacceptDetached\"=\n" +
 	"\vAllowedType\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\"\x89\x01\n" +
