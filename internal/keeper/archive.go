@@ -30,17 +30,17 @@ type archive struct {
 	Version     int    `json:"version"`
 	TrustDomain string `json:"trust_domain"`
 
-	Serial    uint64    `json:"serial"`            // of the last trust.json
-	Digest    string    `json:"digest,omitempty"`  // of its document
-	Content   string    `json:"content,omitempty"` // of what it says, dates and serial aside
-	Expires   time.Time `json:"expires,omitzero"`  // of it
-	Renew     time.Time `json:"renew,omitzero"`    // when another one must be out
-	TrustKeys []string  `json:"trust_keys"`        // fingerprints of the keys it names
-	Sequence  uint64    `json:"bundle_sequence"`   // highest of SPIRE's bundles seen
-	CAs       [][]byte  `json:"attestation_cas"`   // DER, every one there ever was
-	Policies  []pcrs    `json:"pcr_policies"`      // every revision there ever was
-	TSAs      []tsa     `json:"tsas"`              // every one there ever was
-	SVIDs     []*svidCA `json:"x509_authorities"`  // every one there ever was
+	Serial    uint64         `json:"serial"`            // of the last trust.json
+	Digest    string         `json:"digest,omitempty"`  // of its document
+	Content   string         `json:"content,omitempty"` // of what it says, dates and serial aside
+	Expires   time.Time      `json:"expires,omitzero"`  // of it
+	Renew     time.Time      `json:"renew,omitzero"`    // when another one must be out
+	TrustKeys []string       `json:"trust_keys"`        // fingerprints of the keys it names
+	Sequence  uint64         `json:"bundle_sequence"`   // highest of SPIRE's bundles seen
+	CAs       [][]byte       `json:"attestation_cas"`   // DER, every one there ever was
+	Policies  []pcrs         `json:"pcr_policies"`      // every revision there ever was
+	TSAs      []trustdoc.TSA `json:"tsas"`              // every one there ever was
+	SVIDs     []*svidCA      `json:"x509_authorities"`  // every one there ever was
 }
 
 // svidCA is an X.509 authority of SPIRE's bundle.
@@ -60,8 +60,6 @@ type pcrs struct {
 	Gone      time.Time        `json:"gone,omitzero"` // no longer in the file
 }
 
-type tsa = trustdoc.TSA
-
 // Limits of what is read and kept.
 const (
 	archiveVersion = 1
@@ -79,11 +77,16 @@ const (
 
 // Errors that callers branch on.
 var (
-	ErrBundle  = errors.New("bundle")
+	// ErrBundle: a bundle, or an authority in it, cannot be meant for this keeper.
+	ErrBundle = errors.New("bundle")
+	// ErrDamaged: the archive cannot be read, and is not written over.
 	ErrDamaged = errors.New("the archive is damaged")
-	ErrKey     = errors.New("another key signed what was written before")
+	// ErrKey: verifiers that know what was written before would refuse the next.
+	ErrKey = errors.New("another key signed what was written before")
+	// ErrForeign: the file to be written is somebody else's.
 	ErrForeign = errors.New("it is none that this keeper wrote")
-	ErrPolicy  = errors.New("PCR policies")
+	// ErrPolicy: a revision of a PCR policy was changed or taken back.
+	ErrPolicy = errors.New("PCR policies")
 )
 
 func (k *Keeper) archivePath() string { return filepath.Join(k.c.DataDir, "archive.json") }
@@ -339,24 +342,19 @@ func (a *archive) policies() (out []trustdoc.PolicyRevision) {
 	for _, p := range a.Policies {
 		out = append(out, trustdoc.PolicyRevision{Policy: p.Policy, Created: p.FirstSeen.UTC().Truncate(time.Second), Deleted: p.Gone.UTC().Truncate(time.Second)})
 	}
-	for i := range out {
-		if a.Policies[i].Gone.IsZero() {
-			out[i].Deleted = time.Time{}
-		}
-	}
 	return out
 }
 
 // addCertificates remembers attestation CAs and timestamp authorities: a file
 // from which one was taken must not take the links that it vouches for.
-func (a *archive) addCertificates(cas []*x509.Certificate, tsas []tsa) (changed bool) {
+func (a *archive) addCertificates(cas []*x509.Certificate, tsas []trustdoc.TSA) (changed bool) {
 	for _, c := range cas {
 		if !slices.ContainsFunc(a.CAs, func(der []byte) bool { return bytes.Equal(der, c.Raw) }) {
 			a.CAs, changed = append(a.CAs, c.Raw), true
 		}
 	}
 	for _, t := range tsas {
-		i := slices.IndexFunc(a.TSAs, func(o tsa) bool { return slices.EqualFunc(o.Chain, t.Chain, slices.Equal) })
+		i := slices.IndexFunc(a.TSAs, t.Same)
 		switch {
 		case i < 0:
 			a.TSAs, changed = append(a.TSAs, t), true
@@ -389,11 +387,11 @@ func (a *archive) recover(t *link.Trust, now time.Time) {
 		}
 	}
 	for _, s := range t.TrustedRoot().Timestamps {
-		n := tsa{Operator: s.Operator, URI: s.URI, From: s.Start}
+		n := trustdoc.TSA{Operator: s.Operator, URI: s.URI, From: s.Start}
 		for _, c := range s.Chain {
 			n.Chain = append(n.Chain, c.Raw)
 		}
-		if !slices.ContainsFunc(a.TSAs, func(o tsa) bool { return slices.EqualFunc(o.Chain, n.Chain, slices.Equal) }) {
+		if !slices.ContainsFunc(a.TSAs, n.Same) {
 			a.TSAs = append(a.TSAs, n)
 		}
 	}

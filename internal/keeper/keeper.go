@@ -28,8 +28,8 @@ import (
 // trustName is the copy of trust.json in data_dir, which servers share.
 const trustName = "trust.json"
 
-// CheckEvery is how often the operator's files are looked at.
-const CheckEvery = 5 * time.Second
+// checkEvery is how often the operator's files are looked at.
+const checkEvery = 5 * time.Second
 
 // minLifetime leaves time to fetch a file before it ends.
 const minLifetime = time.Minute
@@ -237,7 +237,7 @@ func (k *Keeper) Check() error {
 
 // Run looks at the files until ctx ends.
 func (k *Keeper) Run(ctx context.Context) {
-	tick := time.NewTicker(CheckEvery)
+	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
 		select {

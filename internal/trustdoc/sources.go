@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -43,7 +42,7 @@ func (t TSA) authority() (a timestamp.Authority, err error) {
 		a.Chain = append(a.Chain, c)
 	}
 	if len(a.Chain) == 0 {
-		return a, fmt.Errorf("no certificate")
+		return a, errors.New("no certificate")
 	}
 	if a.Start.IsZero() {
 		a.Start = a.Chain[0].NotBefore
@@ -52,7 +51,11 @@ func (t TSA) authority() (a timestamp.Authority, err error) {
 	return a, a.Validate()
 }
 
-// Merge adds more to s.
+// Same says whether t and o are one authority, whatever is said of it.
+func (t TSA) Same(o TSA) bool { return slices.EqualFunc(t.Chain, o.Chain, slices.Equal) }
+
+// Merge adds more to s. What it says of an authority or a witness that is known
+// takes the place of what was said before.
 func (s *Sources) Merge(more Sources) error {
 	if more.Operator != "" {
 		s.Operator = more.Operator
@@ -64,8 +67,7 @@ func (s *Sources) Merge(more Sources) error {
 		if _, err := t.authority(); err != nil {
 			return malformed("timestamp authority: %w", err)
 		}
-		same := func(o TSA) bool { return slices.EqualFunc(o.Chain, t.Chain, slices.Equal) }
-		s.Timestamps = append(slices.DeleteFunc(s.Timestamps, same), t)
+		s.Timestamps = append(slices.DeleteFunc(s.Timestamps, t.Same), t)
 	}
 	for _, w := range more.Witnesses {
 		same := func(o link.Witness) bool { return o.Key == w.Key }
