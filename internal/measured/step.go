@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/workload"
 	"github.com/rootlink/rootlink/pkg/attest"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
@@ -220,7 +221,7 @@ func (c *Caller) adopt(child *workload.Peer) error {
 	}
 	child.Close()
 	return status.Error(codes.FailedPrecondition,
-		"this connection already measured another tool process; hint: one connection is for one step, open another")
+		cli.JoinHint("this connection already measured another tool process", "one connection is for one step, open another"))
 }
 
 // StepEnded checks what must hold from the tool's end on: a tool was measured
@@ -232,7 +233,7 @@ func (c *Caller) StepEnded(gid uint32) error {
 	}
 	st := &c.Step
 	if st.child == nil || len(st.tools) == 0 {
-		return status.Error(codes.FailedPrecondition, "nothing was measured on this connection; hint: call Measure while the tool is stopped at exec")
+		return status.Error(codes.FailedPrecondition, cli.JoinHint("nothing was measured on this connection", "call Measure while the tool is stopped at exec"))
 	}
 	var alive error
 	var protected bool
@@ -246,7 +247,7 @@ func (c *Caller) StepEnded(gid uint32) error {
 		return Error(err)
 	}
 	if alive == nil {
-		return status.Error(codes.FailedPrecondition, "the tool is still running; hint: prepare the signature after it has exited")
+		return status.Error(codes.FailedPrecondition, cli.JoinHint("the tool is still running", "prepare the signature after it has exited"))
 	}
 	if !errors.Is(alive, workload.ErrGone) {
 		return Error(alive)

@@ -146,7 +146,8 @@ func parsePEM(pems [][]byte) (out []*x509.Certificate, err error) {
 	return out, nil
 }
 
-func parse(ders [][]byte) (out []*x509.Certificate, err error) {
+// parseDER parses certificates as callers send them.
+func parseDER(ders [][]byte) (out []*x509.Certificate, err error) {
 	for _, der := range ders {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {

@@ -229,7 +229,7 @@ func readVouch(req *workloadv1.VouchRequest) (chain []*x509.Certificate, payload
 			return nil, payload, fmt.Errorf("x509_svid: a certificate of %d bytes, at most %d", len(der), maxSVIDBytes)
 		}
 	}
-	if chain, err = parse(req.GetX509Svid()); err != nil {
+	if chain, err = parseDER(req.GetX509Svid()); err != nil {
 		return nil, payload, fmt.Errorf("x509_svid: %w", err)
 	}
 	if key, ok := chain[0].PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
@@ -330,8 +330,9 @@ func checkSVID(chain []*x509.Certificate, agent *agentData, td spiffeid.TrustDom
 		return id, &svidError{fmt.Errorf("%s is not a workload's", id)}
 	}
 	if now.Before(chain[0].NotBefore) || now.After(chain[0].NotAfter) {
-		return id, &svidError{fmt.Errorf("it is valid from %s to %s only; hint: fetch it again, the measurement still stands",
-			chain[0].NotBefore.UTC().Format(time.RFC3339), chain[0].NotAfter.UTC().Format(time.RFC3339))}
+		return id, &svidError{cli.Hint(fmt.Errorf("it is valid from %s to %s only",
+			chain[0].NotBefore.UTC().Format(time.RFC3339), chain[0].NotAfter.UTC().Format(time.RFC3339)),
+			"fetch it again, the measurement still stands")}
 	}
 	if _, _, err := x509svid.Verify(chain, agent.bundle, x509svid.WithTime(now)); err != nil {
 		return id, &svidError{err}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/pkg/attest"
 	workloadv1 "github.com/rootlink/rootlink/proto/rootlink/workload/v1"
@@ -140,8 +141,8 @@ func chooseStep(v *identity.View, seen measured.Seen, wanted string, final bool)
 		return nil, noIdentity(v, seen.All(), true)
 	}
 	if distinct := ids(es); len(distinct) > 1 {
-		return nil, status.Errorf(codes.FailedPrecondition, "several identities match this step: %s; hint: choose one of them by its SPIFFE ID",
-			bounded(strings.Join(distinct, ", ")))
+		return nil, status.Error(codes.FailedPrecondition, cli.JoinHint("several identities match this step: "+bounded(strings.Join(distinct, ", ")),
+			"choose one of them by its SPIFFE ID"))
 	}
 	return es[0], nil
 }
@@ -230,7 +231,7 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 	}
 	defer unlock()
 	if st.own.prepared == nil {
-		return nil, status.Error(codes.FailedPrecondition, "nothing was prepared on this connection; hint: call Prepare first")
+		return nil, status.Error(codes.FailedPrecondition, cli.JoinHint("nothing was prepared on this connection", "call Prepare first"))
 	}
 	p := st.own.prepared
 	if err := s.cfg.Issuer.InTurn(func() error { return checkCSR(req.GetCsr(), p) }); err != nil {
@@ -240,7 +241,7 @@ func (s *Server) Issue(ctx context.Context, req *workloadv1.IssueRequest) (*work
 		return nil, err
 	}
 	if s.stale(p) {
-		return nil, status.Error(codes.Aborted, "the evidence is out of date; hint: call Prepare again, the measurement still stands")
+		return nil, status.Error(codes.Aborted, cli.JoinHint("the evidence is out of date", "call Prepare again, the measurement still stands"))
 	}
 	made, err := s.issue(ctx, st, p, req.GetCsr())
 	if err != nil {

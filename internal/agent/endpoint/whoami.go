@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rootlink/rootlink/internal/agent/identity"
+	"github.com/rootlink/rootlink/internal/cli"
 	"github.com/rootlink/rootlink/internal/measured"
 	"github.com/rootlink/rootlink/internal/workload"
 	"github.com/rootlink/rootlink/pkg/attest"
@@ -133,8 +134,8 @@ func noIdentity(v *identity.View, selectors []string, step bool) error {
 			what += "does not name every program that ran"
 		}
 	}
-	return status.Error(codes.PermissionDenied, bounded(fmt.Sprintf("no identity issued: %s; hint: if this program should have one, run: %s",
-		what, entryCreate(v, selectors, step, "NAME"))))
+	return status.Error(codes.PermissionDenied, bounded(cli.JoinHint("no identity issued: "+what,
+		"if this program should have one, run: "+entryCreate(v, selectors, step, "NAME"))))
 }
 
 // entryCreate is the command line that registers what was measured: the hashes
