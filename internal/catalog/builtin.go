@@ -92,7 +92,7 @@ func (p *pipe) start(ctx context.Context, b BuiltIn, hostServices []pluginsdk.Se
 	}
 	for _, impl := range p.impls {
 		if l, ok := impl.(pluginsdk.NeedsLogger); ok {
-			l.SetLogger(NewHCLogger(p.log))
+			l.SetLogger(newHCLogger(p.log))
 		}
 		if h, ok := impl.(pluginsdk.NeedsHostServices); ok {
 			if err := p.startHost(hostServices); err != nil {

@@ -338,7 +338,7 @@ func TestLoadingFailsWithItsHostServices(t *testing.T) {
 func TestForwardsLogsWithTheirFields(t *testing.T) {
 	var out bytes.Buffer
 	base := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	l := NewHCLogger(base).With("a", 1).Named("sub").Named("deep")
+	l := newHCLogger(base).With("a", 1).Named("sub").Named("deep")
 	l.Debug("too low")
 	l.Warn("careful", "hex", hclog.Fmt("%x", 255), "err", errors.New("boom"), "odd")
 	for _, want := range []string{"level=WARN", "msg=careful", "a=1", "subsystem=sub.deep", "hex=ff", "err=boom"} {

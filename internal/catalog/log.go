@@ -14,9 +14,9 @@ import (
 // levelTrace is hclog's Trace on slog's scale.
 const levelTrace = slog.LevelDebug - 4
 
-// NewHCLogger returns the hclog.Logger that plugins of the SDK expect, writing
+// newHCLogger returns the hclog.Logger that plugins of the SDK expect, writing
 // to l.
-func NewHCLogger(l *slog.Logger) hclog.Logger { return &hcLogger{base: l, log: l} }
+func newHCLogger(l *slog.Logger) hclog.Logger { return &hcLogger{base: l, log: l} }
 
 // hcLogger forwards to slog. The level is slog's; SetLevel is ignored, since a
 // plugin has no business changing what the host logs.

@@ -61,7 +61,7 @@ func short(s string) string {
 // what we say, so it is for debugging; under the program's name it passes on
 // what the plugin writes.
 func (o *output) hclog() hclog.Logger {
-	return &pluginLog{Logger: NewHCLogger(o.log), o: o, own: true}
+	return &pluginLog{Logger: newHCLogger(o.log), o: o, own: true}
 }
 
 type pluginLog struct {

@@ -231,7 +231,7 @@ func (f *File) ApplyPlugins(flags *pflag.FlagSet, builtin map[string][]string) e
 
 // apply sets flags from a block; spire are keys by other names, only, if not
 // nil, lists the keys allowed.
-func (r *reader) apply(block string, list *ast.ObjectList, spire map[string]SPIREKey, only []string) error {
+func (r *reader) apply(block string, list *ast.ObjectList, spire map[string]spireKey, only []string) error {
 	seen := map[string]bool{}
 	for _, item := range list.Items {
 		name := key(item, 0)

@@ -10,28 +10,28 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// SPIREKey is a key of SPIRE's files that rootlink has under another name, or
+// spireKey is a key of SPIRE's files that rootlink has under another name, or
 // has not. Exactly one of the first five fields is set.
-type SPIREKey struct {
+type spireKey struct {
 	// Flag takes the value as it stands.
 	Flag string
 	// Host and Port are the flag whose HOST:PORT the value is one part of.
 	Host, Port string
 	// Means is what values, in lower case, stand for. A value that is not among
 	// them is an error: it would ask for something that does not happen.
-	Means map[string][]Setting
+	Means map[string][]setting
 	// Keys are those of a block.
-	Keys map[string]SPIREKey
+	Keys map[string]spireKey
 	// Refuse says why there is nothing like it, and what to do instead.
 	Refuse string
 }
 
-// Setting is a flag and the value that it is given.
-type Setting struct{ Flag, Value string }
+// setting is a flag and the value that it is given.
+type setting struct{ Flag, Value string }
 
 // only accepts values that ask for what rootlink does anyway.
-func only(values ...string) SPIREKey {
-	k := SPIREKey{Means: map[string][]Setting{}}
+func only(values ...string) spireKey {
+	k := spireKey{Means: map[string][]setting{}}
 	for _, v := range values {
 		k.Means[v] = nil
 	}
@@ -39,18 +39,18 @@ func only(values ...string) SPIREKey {
 }
 
 // logLevels are the names that SPIRE's logger knows beside ours.
-func logLevels() SPIREKey {
-	k := SPIREKey{Means: map[string][]Setting{}}
+func logLevels() spireKey {
+	k := spireKey{Means: map[string][]setting{}}
 	for name, level := range map[string]string{
 		"debug": "debug", "info": "info", "warn": "warn", "error": "error",
 		"trace": "debug", "warning": "warn", "fatal": "error", "panic": "error",
 	} {
-		k.Means[name] = []Setting{{"log-level", level}}
+		k.Means[name] = []setting{{"log-level", level}}
 	}
 	return k
 }
 
-func refuse(why string) SPIREKey { return SPIREKey{Refuse: why} }
+func refuse(why string) spireKey { return spireKey{Refuse: why} }
 
 const (
 	noLogFile   = "the log goes to stderr: leave it out and let whoever starts the program redirect that"
@@ -60,10 +60,10 @@ const (
 
 // spireKeys are those of SPIRE 1.13's documentation, by section. What is a flag
 // of ours by its own name is not listed.
-func spireKeys(section string) map[string]SPIREKey {
+func spireKeys(section string) map[string]spireKey {
 	switch section {
 	case "server":
-		return map[string]SPIREKey{
+		return map[string]spireKey{
 			"bind_address":          {Host: "listen"},
 			"bind_port":             {Port: "listen"},
 			"socket_path":           {Flag: "admin-socket"},
@@ -88,15 +88,15 @@ func spireKeys(section string) map[string]SPIREKey {
 			"prune_attested_nodes_expired_for": refuse(
 				"expired agents stay listed: `spire-server agent purge` removes them"),
 			"max_attested_node_info_staleness": refuse("an agent's record is read at every call"),
-			"ratelimit": {Keys: map[string]SPIREKey{
-				"attestation": {Means: map[string][]Setting{
+			"ratelimit": {Keys: map[string]spireKey{
+				"attestation": {Means: map[string][]setting{
 					"true": nil, "false": {{"attest-rate", "1000000"}, {"attest-burst", "1000000"}},
 				}},
 				"signing": only("false"),
 			}},
 		}
 	case "agent":
-		return map[string]SPIREKey{
+		return map[string]spireKey{
 			"server_address":                  {Host: "server"},
 			"server_port":                     {Port: "server"},
 			"socket_path":                     {Flag: "socket"},
@@ -126,7 +126,7 @@ func spireKeys(section string) map[string]SPIREKey {
 			"profiling_port":                  refuse(noProfiling),
 			"profiling_freq":                  refuse(noProfiling),
 			"profiling_names":                 refuse(noProfiling),
-			"experimental": {Keys: map[string]SPIREKey{
+			"experimental": {Keys: map[string]spireKey{
 				"sync_interval":               {Flag: "sync-interval"},
 				"use_sync_authorized_entries": only("true"),
 				"named_pipe_name":             refuse("rootlink runs on Linux; socket_path names its socket"),
@@ -162,7 +162,7 @@ func (f *File) reader(flags *pflag.FlagSet) *reader {
 }
 
 // spire applies a key of SPIRE's.
-func (r *reader) spire(item *ast.ObjectItem, k SPIREKey) error {
+func (r *reader) spire(item *ast.ObjectItem, k spireKey) error {
 	name := key(item, 0)
 	if k.Refuse != "" {
 		return r.f.errorf(item.Pos(), "%s: %s", name, k.Refuse)
@@ -204,7 +204,7 @@ func (r *reader) part(item *ast.ObjectItem, flag string) *[2]string {
 	return r.parts[flag]
 }
 
-func (r *reader) block(item *ast.ObjectItem, keys map[string]SPIREKey) error {
+func (r *reader) block(item *ast.ObjectItem, keys map[string]spireKey) error {
 	obj, ok := item.Val.(*ast.ObjectType)
 	if !ok || len(item.Keys) != 1 {
 		return r.f.errorf(item.Pos(), "%s must be a block", key(item, 0))
@@ -309,8 +309,8 @@ func SPIREPlugin(section string, p Plugin) (skip bool, why string) {
 // SPIREFlags names the flags that SPIRE's keys of a section stand for.
 func SPIREFlags(section string) []string {
 	var out []string
-	var add func(keys map[string]SPIREKey)
-	add = func(keys map[string]SPIREKey) {
+	var add func(keys map[string]spireKey)
+	add = func(keys map[string]spireKey) {
 		for _, k := range keys {
 			out = append(out, k.Flag, k.Host, k.Port)
 			for _, settings := range k.Means {

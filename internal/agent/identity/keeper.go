@@ -25,9 +25,9 @@ const (
 	minSyncGap          = 50 * time.Millisecond // between syncs that knocks cause
 	syncBurst           = 4
 	slowSync            = 30 * time.Second // between looks at what seldom changes
-	// StockGrace is how long a stock server's entry list may stay empty after
+	// stockGrace is how long a stock server's entry list may stay empty after
 	// an attestation (its cache is rebuilt every 5 s).
-	StockGrace = 10 * time.Second
+	stockGrace = 10 * time.Second
 )
 
 // maxFederated bounds the other trust domains whose bundles are kept.
@@ -111,7 +111,7 @@ func (k *Keeper) SyncNow(ctx context.Context) error {
 func (k *Keeper) MayStillFill() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.view != nil && k.view.Stock && k.now().Sub(k.attestedAt) < StockGrace
+	return k.view != nil && k.view.Stock && k.now().Sub(k.attestedAt) < stockGrace
 }
 
 // Run syncs until ctx ends.
