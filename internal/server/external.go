@@ -61,11 +61,11 @@ func checkExternal(c *settings) error {
 			return fmt.Errorf("%w: %s %q: this server loads NodeAttestor, BundlePublisher, Notifier and CredentialComposer plugins", catalog.ErrConfig, p.Type, p.Name)
 		}
 		builtIn := p.Type == nodeAttestorType && p.Name == wire.PluginName && (len(c.EKRoots) != 0 || c.EKAllow != "")
-		if id := [2]string{p.Type, p.Name}; seen[id] || builtIn {
+		id := [2]string{p.Type, p.Name}
+		if seen[id] || builtIn {
 			return fmt.Errorf("%w: two plugins %s %q", catalog.ErrConfig, p.Type, p.Name)
-		} else {
-			seen[id] = true
 		}
+		seen[id] = true
 	}
 	return nil
 }

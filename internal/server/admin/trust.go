@@ -18,9 +18,6 @@ import (
 	adminv1 "github.com/rootlink/rootlink/proto/rootlink/admin/v1"
 )
 
-// DefaultTrustLifetime is how long a trust.json may be used.
-const DefaultTrustLifetime = trustdoc.DefaultLifetime
-
 // ExportTrust returns trust.json, or the part of it that Sigstore's tools read.
 func (s *Service) ExportTrust(ctx context.Context, req *adminv1.ExportTrustRequest) (*adminv1.ExportTrustResponse, error) {
 	var r *adminv1.ExportTrustResponse

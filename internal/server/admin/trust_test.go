@@ -21,6 +21,7 @@ import (
 
 	"github.com/rootlink/rootlink/internal/forge"
 	"github.com/rootlink/rootlink/internal/server"
+	"github.com/rootlink/rootlink/internal/trustdoc"
 	"github.com/rootlink/rootlink/internal/tsa"
 	"github.com/rootlink/rootlink/pkg/attest"
 	"github.com/rootlink/rootlink/pkg/envelope"
@@ -74,7 +75,7 @@ func TestExportTrust(t *testing.T) {
 	f.entry(t, "spiffe://example.org/b", "spiffe://example.org/node/lab", sels("binary", toolA, recorder)...)
 	trust, r := f.export(t, &adminv1.ExportTrustRequest{})
 	file := trust.File()
-	if trust.Serial() != 1 || r.Serial != 1 || !trust.Issued().Equal(epoch) || !trust.Expires().Equal(epoch.Add(DefaultTrustLifetime)) {
+	if trust.Serial() != 1 || r.Serial != 1 || !trust.Issued().Equal(epoch) || !trust.Expires().Equal(epoch.Add(trustdoc.DefaultLifetime)) {
 		t.Errorf("serial %d, %s to %s", trust.Serial(), trust.Issued(), trust.Expires())
 	}
 	if len(file.EK.Inventory) != 2 || file.EK.Inventory[hexOf(0xa0)] != good {
