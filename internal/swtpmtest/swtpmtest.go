@@ -4,7 +4,6 @@ package swtpmtest
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
@@ -380,13 +379,6 @@ func (m *Maker) RootPEM() []byte {
 // IntermediatePEM returns the certificate between root and EK certificates.
 func (m *Maker) IntermediatePEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.Intermediate.Raw})
-}
-
-// Pool holds the maker's root.
-func (m *Maker) Pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(m.Root)
-	return p
 }
 
 func wrap(what string, err error) error {
