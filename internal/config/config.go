@@ -391,5 +391,18 @@ func (f *File) errorf(pos token.Pos, format string, args ...any) error {
 }
 
 func usage(e *Error) error {
-	return cli.Fail(cli.ExitUsage, e, "the keys are the flags of `run`, with underscores for hyphens; see --help")
+	return cli.Fail(cli.ExitUsage, e, hintFor(e.Msg))
+}
+
+// hintFor says what a mistake calls for: only a key of the daemon's own section
+// is a flag of its.
+func hintFor(msg string) string {
+	switch {
+	case strings.Contains(msg, "plugin_data of"):
+		return "docs/plugin-tpmnode.md and docs/plugin-binary.md have each plugin's keys"
+	case strings.Contains(msg, "unknown key"):
+		return "the keys are the flags of `run`, with underscores for hyphens; see --help"
+	default:
+		return "mend that line and judge the file again with `validate`; docs/migrating-from-spire.md has whole files"
+	}
 }

@@ -21,7 +21,14 @@ func Listen(path, setting string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	_, statErr := os.Stat(dir)
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil && errors.Is(statErr, fs.ErrNotExist) {
+		// SPIRE's agent starts plugins with umask 0027, which would shut out
+		// every workload that is not root.
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
 		err = fmt.Errorf("directory of the socket: %w", err)
 		if errors.Is(err, fs.ErrPermission) {
 			err = cli.Hint(err, "name a place of your own with "+setting+", or run the agent as root")

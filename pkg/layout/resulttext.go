@@ -227,7 +227,7 @@ func (r *Result) prose(b *strings.Builder) {
 				w.What = "the signing times"
 			}
 			text := w.What + ": " + w.Who
-			if w.SameOperator {
+			if w.SameOperator && !strings.HasPrefix(w.Who, "SVID authority") {
 				text += " (one operator runs it and the SVID authority)"
 			}
 			if !slices.Contains(words, text) {

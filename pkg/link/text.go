@@ -310,7 +310,7 @@ func (l *LinkResult) prose(b *strings.Builder) {
 		fmt.Fprintln(b, "\nTaken on somebody's word")
 		for _, w := range l.TakenOnWordOf {
 			same := ""
-			if w.SameOperator {
+			if w.SameOperator && !strings.HasPrefix(w.Who, "SVID authority") {
 				same = " (one operator runs it and the SVID authority)"
 			}
 			fmt.Fprintf(b, "  · %s: %s%s\n", Clean(w.What), Clean(w.Who), same)
